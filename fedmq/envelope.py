@@ -1,0 +1,195 @@
+"""The envelope: schema, kind, CRC and a msgpack map, read with nothing taken on trust.
+
+An envelope is
+
+    schema (1 byte) · kind (1 byte) · CRC-32 of schema, kind and body (4 bytes, big-endian) · body
+
+and the body is a msgpack map with short string keys. Unknown keys are ignored, so that a later minor release can
+add a field with a default; a schema number other than ours is refused.
+
+Law 7: reading any bytes returns or raises `WireError`, nothing else, and allocates at most a small multiple of
+the input: the lengths that msgpack announces are capped before anything is allocated. What each message
+holds is the business of `fedmq.wire`.
+"""
+
+import zlib
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final, TypeVar
+
+import msgpack
+
+from .errors import WireError
+from .topics import is_name
+
+SCHEMA: Final = 1
+HEADER_BYTES: Final = 6
+MAX_INTEGER: Final = 2**63 - 1
+MAX_DETAIL: Final = 200
+#: Nothing that fedmq sends holds more entries in one list, but for a plan's layout.
+_MAX_ENTRIES: Final = 512
+
+T = TypeVar("T")
+
+
+class Kind(IntEnum):
+    """The second byte of an envelope."""
+
+    PLAN = 1
+    MODEL = 2
+    UPDATE = 3
+    CHUNK = 4
+    RECEIPT = 5
+    CLIENT = 7
+    AGGREGATOR = 8
+
+
+class Fields:
+    """Checked access to the map of one message; every method raises `WireError` naming message and field."""
+
+    __slots__ = ("_map", "_what")
+
+    def __init__(self, what: str, fields: object) -> None:
+        if not isinstance(fields, dict):
+            raise WireError(what, "the body is not a map")
+        self._what, self._map = what, fields
+
+    def _get(self, key: str, kind: type[T]) -> T:
+        value = self._map.get(key)
+        # bool is an int to isinstance, but not to us
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.wrong(key, f"expected {kind.__name__}, found {type(value).__name__}")
+        return value
+
+    def wrong(self, key: str, reason: str) -> WireError:
+        """The error to raise about a field."""
+        return WireError(f"{self._what}.{key}", reason)
+
+    def has(self, key: str) -> bool:
+        """Whether an optional field is there."""
+        return self._map.get(key) is not None
+
+    def integer(self, key: str, low: int = 0, high: int = MAX_INTEGER) -> int:
+        """An integer within bounds, both included."""
+        value = self._get(key, int)
+        if not low <= value <= high:
+            raise self.wrong(key, f"{value} is not in [{low}, {high}]")
+        return value
+
+    def number(self, key: str) -> float:
+        """A float; infinities and NaN pass."""
+        return self._get(key, float)
+
+    def flag(self, key: str) -> bool:
+        """A truth value."""
+        return self._get(key, bool)
+
+    def text(self, key: str, high: int) -> str:
+        """A text of at most `high` characters."""
+        value = self._get(key, str)
+        if len(value) > high:
+            raise self.wrong(key, f"{len(value)} characters, at most {high} are allowed")
+        return value
+
+    def name(self, key: str) -> str:
+        """A text that may stand in a topic."""
+        value = self._get(key, str)
+        if not is_name(value):
+            raise self.wrong(key, f"{value[:80]!r} is not a name of 1 to 64 characters A-Z a-z 0-9 _ -")
+        return value
+
+    def binary(self, key: str, exact: int | None = None) -> bytes:
+        """Bytes, of an exact length where one is given."""
+        value = self._get(key, bytes)
+        if exact is not None and len(value) != exact:
+            raise self.wrong(key, f"{len(value)} bytes, expected {exact}")
+        return value
+
+    def items(self, key: str, high: int) -> list[object]:
+        """A list of at most `high` entries, each still to be checked."""
+        value: list[object] = self._get(key, list)
+        if len(value) > high:
+            raise self.wrong(key, f"{len(value)} entries, at most {high} are allowed")
+        return value
+
+    def pairs(self, key: str, high: int) -> list[tuple[str, object]]:
+        """A map of at most `high` entries with text keys, each value still to be checked."""
+        value: dict[object, object] = self._get(key, dict)
+        if len(value) > high:
+            raise self.wrong(key, f"{len(value)} entries, at most {high} are allowed")
+        pairs = []
+        for name, entry in value.items():
+            if not isinstance(name, str) or len(name) > 64:
+                raise self.wrong(key, "a key is not a text of at most 64 characters")
+            pairs.append((name, entry))
+        return pairs
+
+    def sub(self, key: str) -> "Fields":
+        """A map within the map."""
+        return Fields(f"{self._what}.{key}", self._map.get(key))
+
+    def is_binary(self, key: str) -> bool:
+        """Whether the field holds bytes."""
+        return isinstance(self._map.get(key), bytes)
+
+
+def pack(kind: Kind, body: Mapping[str, object]) -> bytes:
+    """Put a body into its envelope."""
+    packed = msgpack.packb(body)
+    head = bytes((SCHEMA, kind))
+    return head + zlib.crc32(packed, zlib.crc32(head)).to_bytes(4, "big") + packed
+
+
+def kind_of(data: bytes) -> Kind:
+    """Which message an envelope claims to hold.
+
+    Raises:
+        WireError: too short, another schema, or no kind that we know.
+    """
+    if len(data) < HEADER_BYTES:
+        raise WireError("envelope", f"{len(data)} bytes, at least {HEADER_BYTES} are needed")
+    if data[0] != SCHEMA:
+        raise WireError("envelope", f"schema {data[0]}, this release reads schema {SCHEMA}")
+    try:
+        return Kind(data[1])
+    except ValueError:
+        raise WireError("envelope", f"unknown kind {data[1]}") from None
+
+
+def unpack(kind: Kind, data: bytes, max_entries: int = _MAX_ENTRIES) -> Fields:
+    """Take a body out of its envelope.
+
+    Args:
+        kind: what it must hold.
+        data: any bytes.
+        max_entries: how long its longest list may be.
+
+    Raises:
+        WireError: the bytes are not such an envelope.
+    """
+    what = kind.name.lower()
+    found = kind_of(data)
+    if found is not kind:
+        raise WireError("envelope", f"holds a {found.name.lower()}, expected a {what}")
+    body = memoryview(data)[HEADER_BYTES:]
+    if zlib.crc32(body, zlib.crc32(data[:2])) != int.from_bytes(data[2:HEADER_BYTES], "big"):
+        raise WireError(what, "the CRC does not match: the message is damaged")
+    try:
+        fields = msgpack.unpackb(
+            body,
+            raw=False,
+            strict_map_key=True,
+            use_list=True,
+            max_array_len=max_entries,
+            max_map_len=64,
+            max_ext_len=0,
+            ext_hook=_no_extensions,
+        )
+    # RecursionError comes from msgpack's pure-Python fallback, the others from both
+    except (ValueError, msgpack.UnpackException, TypeError, OverflowError, RecursionError) as error:
+        raise WireError(what, f"not valid msgpack: {type(error).__name__} {error}"[:MAX_DETAIL]) from None
+    return Fields(what, fields)
+
+
+def _no_extensions(code: int, data: bytes) -> object:
+    raise ValueError("extension types are not used")

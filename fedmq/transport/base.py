@@ -1,0 +1,184 @@
+"""The port through which fedmq reaches a message broker.
+
+A `Transport` is used by one thread: it publishes, subscribes and takes events with `poll`. Whatever happens
+on the network becomes an `Event` in a queue; nothing calls back into fedmq. The three implementations
+(`memory`, `mqtt` against the embedded broker, `mqtt` against mosquitto) pass the one suite in
+`fedmq.testing.transport_contract`.
+
+What holds for all of them:
+
+* QoS 1: a publish is delivered at least once while the subscriber's session lives. Duplicates happen.
+* A received message is acknowledged only when `Delivery.ack` is called, and only on the connection that
+  brought it: an ack of an older connection is dropped, since brokers reuse packet ids (law 1).
+* `PublishAccepted` means that the broker took the message, not that anyone will ever see it (law 4).
+* Reconnecting is the transport's own business; `Connected` and `Disconnected` tell of it. Subscriptions are
+  the caller's: after `Connected(session_present=False)` it subscribes again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NewType, Protocol
+
+PublishToken = NewType("PublishToken", int)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """The broker accepted the connection.
+
+    Attributes:
+        session_present: the broker still holds this client's session: subscriptions and queued messages.
+        receive_maximum: how many unacknowledged QoS 1 publishes the broker takes at once.
+        maximum_packet_size: the largest packet in bytes that the broker accepts.
+    """
+
+    session_present: bool
+    receive_maximum: int
+    maximum_packet_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnected:
+    """The connection is gone, or an attempt to connect failed. The transport goes on trying.
+
+    Attributes:
+        reason: why, in words for a log.
+        taken_over: another client connected with the same client id (MQTT 5, reason code 0x8E).
+    """
+
+    reason: str
+    taken_over: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishAccepted:
+    """The broker acknowledged a publish and had somewhere to put it."""
+
+    token: PublishToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishRefused:
+    """The broker refused a publish, or accepted it and dropped it.
+
+    Attributes:
+        token: what `publish` returned.
+        reason: the MQTT reason code's name, for instance "No matching subscribers" (0x10: nobody has ever
+            subscribed, so the message went nowhere), "Not authorized" (0x87), "Quota exceeded" (0x97).
+    """
+
+    token: PublishToken
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionRefused:
+    """The broker refused a subscription (MQTT: a SUBACK with a reason code of 0x80 or above)."""
+
+    topic_filter: str
+    reason: str
+
+
+# eq=False: two deliveries of equal bytes are still two deliveries, each with an ack of its own.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Delivery:
+    """One received message.
+
+    Attributes:
+        topic: where it was published.
+        payload: its bytes, untrusted.
+        retained: it was stored on the topic before we subscribed.
+        duplicate: the broker marked it as sent before (DUP); a hint only, never relied on.
+        acknowledge: tells the broker that it may forget the message; called through `ack`.
+    """
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    duplicate: bool = False
+    acknowledge: Callable[[], None] = field(repr=False, default=lambda: None)
+
+    def ack(self) -> None:
+        """Let the broker forget the message. Idempotent; nothing happens when its connection is gone."""
+        self.acknowledge()
+
+
+Event = Connected | Disconnected | PublishAccepted | PublishRefused | SubscriptionRefused | Delivery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Will:
+    """The message that the broker publishes when this client vanishes without a goodbye."""
+
+    topic: str
+    payload: bytes
+    retain: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Traffic:
+    """Bytes and packets of one client since its start, as MQTT sends them, with headers and acks.
+
+    TCP and IP headers and keep-alive pings are not in it.
+    """
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    packets_sent: int = 0
+    packets_received: int = 0
+
+
+class Transport(Protocol):
+    """A connection to a broker that outlives its sockets."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went over the wire so far."""
+
+    def start(self) -> None:
+        """Begin to connect, and go on trying until `close`. Returns at once."""
+
+    def poll(self, timeout: float | None = None) -> Event | None:
+        """Take the next event.
+
+        Args:
+            timeout: seconds to wait; 0 returns at once; None waits for ever.
+
+        Returns:
+            The event, or None when none came in time.
+        """
+
+    def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, expiry: float | None = None
+    ) -> PublishToken:
+        """Queue one QoS 1 publish; `PublishAccepted` or `PublishRefused` will carry the returned token.
+
+        Publishes made while there is no connection are kept in memory, up to the transport's bound, and sent
+        when there is one; after a reconnect the unacknowledged ones are sent again. An empty retained payload
+        clears the topic.
+
+        Args:
+            topic: where to.
+            payload: what.
+            retain: keep it on the topic for later subscribers.
+            expiry: seconds after which the broker may drop it (MQTT 5 message expiry).
+
+        Raises:
+            PacketTooLargeError: larger than the connected broker accepts.
+            TransportError: the queue is full, or the transport is closed.
+        """
+
+    def subscribe(self, topic_filter: str) -> None:
+        """Subscribe at QoS 1. Retained messages on matching topics arrive each time this is called."""
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Stop receiving what matches."""
+
+    def wake(self) -> None:
+        """Make a waiting `poll` return None, now or at its next call. The one method other threads may call."""
+
+    def close(self) -> None:
+        """Send what is queued as far as the connection allows within a second, disconnect, stop. Idempotent.
+
+        A clean disconnect: the will is not sent. The session stays, as far as its expiry says.
+        """

@@ -1,0 +1,317 @@
+"""Messages as bytes: one pair of functions for each kind of envelope.
+
+`docs/protocol.md` describes every field; this module is the other half of that page. Each `unpack_*` returns
+a value or raises `WireError`, whatever the bytes (law 7, see `fedmq.envelope`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+from .envelope import MAX_DETAIL, MAX_INTEGER, Fields, Kind, pack, unpack
+from .errors import LayoutError
+from .layout import MAX_DIMENSIONS, MAX_SEGMENTS, ParamLayout, Segment, SegmentKind
+from .plan import Plan, Scalar
+from .types import (
+    Chunk,
+    ClientId,
+    CumulativeDelta,
+    Keyframe,
+    ModelHead,
+    ModelUpdate,
+    ModelVersion,
+    ObjectRef,
+    Presence,
+    PresenceState,
+    Receipt,
+    Refusal,
+    Rejection,
+    UpdateId,
+)
+
+MAX_CODEC: Final = 200
+MAX_METRICS: Final = 16
+MAX_CHUNKS: Final = 65_536
+#: Also the bound on a client's outbox: a receipt covers everything that may still lie in it.
+MAX_RECEIPT_ENTRIES: Final = 256
+
+
+def _pack_id(update_id: UpdateId) -> dict[str, object]:
+    return {"c": update_id.client, "e": update_id.epoch, "s": update_id.seq}
+
+
+def _read_id(fields: Fields) -> UpdateId:
+    return UpdateId(
+        client=ClientId(fields.name("c")), epoch=fields.integer("e", 1), seq=fields.integer("s", 1)
+    )
+
+
+def pack_update(update: ModelUpdate) -> bytes:
+    """One update."""
+    body = _pack_id(update.id) | {
+        "f": update.floor,
+        "m": update.model_epoch,
+        "b": update.base_version,
+        "l": update.fingerprint,
+        "n": update.num_examples,
+        "k": update.local_steps,
+        "q": update.codec,
+        "p": update.payload,
+    }
+    if update.metrics:
+        body["x"] = dict(update.metrics)
+    return pack(Kind.UPDATE, body)
+
+
+def unpack_update(data: bytes) -> ModelUpdate:
+    """Read one update.
+
+    Raises:
+        WireError: the bytes are not one.
+    """
+    fields = unpack(Kind.UPDATE, data)
+    update_id = _read_id(fields)
+    metrics = []
+    for name, value in fields.pairs("x", MAX_METRICS) if fields.has("x") else ():
+        if not isinstance(value, float):
+            raise fields.wrong("x", f"{name[:40]!r} is not a float")
+        metrics.append((name, value))
+    return ModelUpdate(
+        id=update_id,
+        floor=fields.integer("f", 1, update_id.seq),
+        model_epoch=fields.integer("m", 1),
+        base_version=ModelVersion(fields.integer("b")),
+        fingerprint=fields.binary("l", 8),
+        num_examples=fields.integer("n"),
+        local_steps=fields.integer("k"),
+        codec=fields.text("q", MAX_CODEC),
+        payload=fields.binary("p"),
+        metrics=tuple(metrics),
+    )
+
+
+def pack_chunk(chunk: Chunk) -> bytes:
+    """One piece of an update."""
+    return pack(
+        Kind.CHUNK,
+        _pack_id(chunk.id)
+        | {"i": chunk.index, "o": chunk.count, "z": chunk.size, "h": chunk.digest, "d": chunk.data},
+    )
+
+
+def unpack_chunk(data: bytes) -> Chunk:
+    """Read one piece of an update.
+
+    Raises:
+        WireError: the bytes are not one.
+    """
+    fields = unpack(Kind.CHUNK, data)
+    count = fields.integer("o", 1, MAX_CHUNKS)
+    return Chunk(
+        id=_read_id(fields),
+        index=fields.integer("i", 0, count - 1),
+        count=count,
+        size=fields.integer("z", 1),
+        digest=fields.binary("h", 8),
+        data=fields.binary("d"),
+    )
+
+
+def pack_receipt(receipt: Receipt) -> bytes:
+    """One client's receipt; at most `MAX_RECEIPT_ENTRIES` in each list."""
+    body: dict[str, object] = {"c": receipt.client, "e": receipt.epoch, "w": receipt.high_water}
+    if receipt.beyond:
+        body["b"] = list(receipt.beyond)
+    if receipt.refused:
+        body["r"] = [
+            [seq, str(refusal.reason), refusal.detail[:MAX_DETAIL]] for seq, refusal in receipt.refused
+        ]
+    return pack(Kind.RECEIPT, body)
+
+
+def unpack_receipt(data: bytes) -> Receipt:
+    """Read a receipt.
+
+    Raises:
+        WireError: the bytes are not one.
+    """
+    fields = unpack(Kind.RECEIPT, data)
+    beyond = []
+    for seq in fields.items("b", MAX_RECEIPT_ENTRIES) if fields.has("b") else ():
+        if not isinstance(seq, int) or isinstance(seq, bool) or not 0 < seq <= MAX_INTEGER:
+            raise fields.wrong("b", "an entry is not a sequence number")
+        beyond.append(seq)
+    refused = []
+    for entry in fields.items("r", MAX_RECEIPT_ENTRIES) if fields.has("r") else ():
+        match entry:
+            case [int(seq), str(reason), str(detail)] if 0 < seq <= MAX_INTEGER and len(detail) <= MAX_DETAIL:
+                refused.append((seq, Refusal(reason=_enum(fields, "r", Rejection, reason), detail=detail)))
+            case _:
+                raise fields.wrong("r", "an entry is not [seq, reason, detail]")
+    return Receipt(
+        client=ClientId(fields.name("c")),
+        epoch=fields.integer("e", 1),
+        high_water=fields.integer("w"),
+        beyond=tuple(beyond),
+        refused=tuple(refused),
+    )
+
+
+E_ = TypeVar("E_", Rejection, PresenceState, SegmentKind)
+
+
+def _enum(fields: Fields, key: str, kind: type[E_], text: str) -> E_:
+    try:
+        return kind(text)
+    except ValueError:
+        raise fields.wrong(key, f"{text[:40]!r} is none of {', '.join(kind)}") from None
+
+
+def _pack_object(ref: ObjectRef) -> dict[str, object]:
+    return {"i": ref.id, "z": ref.size, "o": ref.chunks}
+
+
+def _read_object(fields: Fields) -> ObjectRef:
+    object_id = fields.text("i", 32)
+    if len(object_id) != 32 or not set(object_id) <= set("0123456789abcdef"):
+        raise fields.wrong("i", "an object id is 32 lower-case hexadecimal digits")
+    return ObjectRef(id=object_id, size=fields.integer("z", 1), chunks=fields.integer("o", 1, MAX_CHUNKS))
+
+
+def pack_head(head: ModelHead) -> bytes:
+    """The head of the newest model."""
+    body: dict[str, object] = {
+        "e": head.epoch,
+        "v": head.version,
+        "l": head.fingerprint,
+        "h": head.digest,
+        "k": {"q": head.keyframe.codec, "o": _pack_object(head.keyframe.content)},
+    }
+    if head.delta is not None:
+        content = head.delta.content
+        place = _pack_object(content) if isinstance(content, ObjectRef) else content
+        body["d"] = {"q": head.delta.codec, "o": place}
+    return pack(Kind.MODEL, body)
+
+
+def unpack_head(data: bytes) -> ModelHead:
+    """Read the head of a model.
+
+    Raises:
+        WireError: the bytes are not one.
+    """
+    fields = unpack(Kind.MODEL, data)
+    keyframe = fields.sub("k")
+    delta = None
+    if fields.has("d"):
+        part = fields.sub("d")
+        content = part.binary("o") if part.is_binary("o") else _read_object(part.sub("o"))
+        delta = CumulativeDelta(codec=part.text("q", MAX_CODEC), content=content)
+    return ModelHead(
+        epoch=fields.integer("e", 1),
+        version=ModelVersion(fields.integer("v")),
+        fingerprint=fields.binary("l", 8),
+        keyframe=Keyframe(codec=keyframe.text("q", MAX_CODEC), content=_read_object(keyframe.sub("o"))),
+        delta=delta,
+        digest=fields.binary("h", 16),
+    )
+
+
+def pack_presence(kind: Kind, presence: Presence) -> bytes:
+    """A birth, goodbye or will; `kind` is CLIENT or AGGREGATOR."""
+    return pack(
+        kind, {"t": str(presence.state), "b": presence.boot, "e": presence.epoch, "w": presence.software}
+    )
+
+
+def unpack_presence(kind: Kind, data: bytes) -> Presence:
+    """Read a birth, goodbye or will.
+
+    Raises:
+        WireError: the bytes are not one.
+    """
+    fields = unpack(kind, data)
+    return Presence(
+        state=_enum(fields, "t", PresenceState, fields.text("t", 16)),
+        boot=fields.integer("b", 1),
+        epoch=fields.integer("e", 1),
+        software=fields.text("w", 64),
+    )
+
+
+def pack_plan(plan: Plan) -> bytes:
+    """The plan."""
+    return pack(
+        Kind.PLAN,
+        {
+            "e": plan.epoch,
+            "l": [[s.name, list(s.shape), s.dtype, str(s.kind)] for s in plan.layout.segments],
+            "t": plan.trainer,
+            "x": dict(plan.trainer_settings),
+            "k": plan.local_epochs,
+            "q": plan.codec,
+            "o": plan.chunk_bytes,
+            "z": plan.max_update_bytes,
+            "a": plan.max_staleness,
+            "w": plan.wait_for_new_version,
+            "r": plan.resend_seconds,
+        },
+    )
+
+
+def unpack_plan(data: bytes) -> Plan:
+    """Read a plan.
+
+    Raises:
+        WireError: the bytes are not one.
+    """
+    fields = unpack(Kind.PLAN, data, max_entries=MAX_SEGMENTS)
+    settings: list[tuple[str, Scalar]] = []
+    for name, value in fields.pairs("x", 64):
+        if not isinstance(value, str | int | float | bool):
+            raise fields.wrong("x", f"{name[:40]!r} is not a text, number or truth value")
+        settings.append((name, value))
+    return Plan(
+        epoch=fields.integer("e", 1),
+        layout=_read_layout(fields),
+        trainer=fields.text("t", 200),
+        trainer_settings=tuple(settings),
+        local_epochs=fields.integer("k", 1, 10_000),
+        codec=fields.text("q", MAX_CODEC),
+        chunk_bytes=fields.integer("o", 1),
+        max_update_bytes=fields.integer("z", 1),
+        max_staleness=fields.integer("a"),
+        wait_for_new_version=fields.flag("w"),
+        resend_seconds=fields.number("r"),
+    )
+
+
+def _read_layout(fields: Fields) -> ParamLayout:
+    segments = []
+    for row in fields.items("l", MAX_SEGMENTS):
+        match row:
+            case [str(name), list(shape), str(dtype), str(kind)] if len(shape) <= MAX_DIMENSIONS and all(
+                type(side) is int and 0 <= side <= MAX_INTEGER for side in shape
+            ):
+                segment_kind = _enum(fields, "l", SegmentKind, kind)
+                try:
+                    segments.append(Segment(name=name, shape=tuple(shape), dtype=dtype, kind=segment_kind))
+                except LayoutError as error:
+                    raise fields.wrong("l", str(error)) from None
+            case _:
+                raise fields.wrong("l", "an entry is not [name, [side, …], dtype, kind]")
+    try:
+        return ParamLayout(tuple(segments))
+    except LayoutError as error:
+        raise fields.wrong("l", str(error)) from None
+
+
+#: Every reader by kind, for tools and tests that take whatever comes.
+READERS: Final[Mapping[Kind, Callable[[bytes], object]]] = {
+    Kind.PLAN: unpack_plan,
+    Kind.MODEL: unpack_head,
+    Kind.UPDATE: unpack_update,
+    Kind.CHUNK: unpack_chunk,
+    Kind.RECEIPT: unpack_receipt,
+    Kind.CLIENT: lambda data: unpack_presence(Kind.CLIENT, data),
+    Kind.AGGREGATOR: lambda data: unpack_presence(Kind.AGGREGATOR, data),
+}
