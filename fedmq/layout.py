@@ -122,8 +122,22 @@ class ParamLayout:
         BLAKE2b over the msgpack array of `[name, [side, …], dtype, kind]` of the shared segments in the
         order of the vector.
         """
-        rows = [[s.name, list(s.shape), s.dtype, str(s.kind)] for s in self.shared]
-        return hashlib.blake2b(msgpack.packb(rows), digest_size=8).digest()
+        rows = msgpack.packb([_row(segment) for segment in self.shared])
+        return hashlib.blake2b(rows, digest_size=8).digest()
+
+    @property
+    def rows(self) -> list[list[object]]:
+        """Every segment as `[name, [side, …], dtype, kind]`, for msgpack."""
+        return [_row(segment) for segment in self.segments]
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[object]) -> "ParamLayout":
+        """The layout of `rows`, which may come from the network.
+
+        Raises:
+            LayoutError: they are not a layout.
+        """
+        return cls(tuple(map(_segment, rows)))
 
     def pack(self, tensors: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Copy the shared tensors into one new vector of shape (size,).
@@ -167,6 +181,22 @@ class ParamLayout:
 
     def _of(self, kind: SegmentKind) -> Iterable[Segment]:
         return (segment for segment in self.segments if segment.kind is kind)
+
+
+def _row(segment: Segment) -> list[object]:
+    return [segment.name, list(segment.shape), segment.dtype, str(segment.kind)]
+
+
+def _segment(row: object) -> Segment:
+    match row:
+        case [str(name), [*shape], str(dtype), str(kind)] if all(type(side) is int for side in shape):
+            if kind not in list(SegmentKind):
+                raise LayoutError(
+                    f"tensor {name[:40]!r} has kind {kind[:40]!r}: one of {', '.join(SegmentKind)}"
+                )
+            return Segment(name=name, shape=tuple(shape), dtype=dtype, kind=SegmentKind(kind))
+        case _:
+            raise LayoutError("a tensor is not [name, [side, …], dtype, kind]")
 
 
 def _describe(segment: Segment) -> str:

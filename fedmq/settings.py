@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import SettingError
 from .plan import Scalar
@@ -43,7 +43,7 @@ def setting(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     secret: bool = False,
-) -> Any:  # noqa: ANN401 - stands for a field of any type, like dataclasses.field
+) -> Any:
     """Declare one setting.
 
     Args:
@@ -183,7 +183,7 @@ def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
         kind = next(arm for arm in get_args(hint) if arm is not NoneType) if optional else hint
         yield Leaf(
             path=prefix + entry.name,
-            kind=kind if isinstance(kind, type) else tuple,
+            kind=get_origin(kind) or kind,
             optional=optional,
             default=entry.default,
             help=rule.help,
@@ -208,7 +208,7 @@ def load(
         flags: values by path (`broker.port`); None counts as not given.
 
     Raises:
-        SettingError: a value cannot be used, a required one is missing, or the file has a key that is unknown.
+        SettingError: a value cannot be used, a required one is missing, or a key is unknown.
     """
     known = {leaf.path: leaf for leaf in leaves(cls)}
     values: dict[str, object] = {}

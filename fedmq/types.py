@@ -59,6 +59,7 @@ class Rejection(StrEnum):
     NORM = "norm"
     ALREADY_CONTRIBUTED = "already-contributed"
     SEQUENCE = "sequence"
+    QUOTA = "quota"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +122,12 @@ class Receipt:
 
     Attributes:
         client: whose updates.
-        epoch: of which outbox.
+        epoch: of which outbox; 0 when the aggregator knows of none.
         high_water: every seq up to here is settled.
         beyond: settled seqs above `high_water`, ascending.
         refused: the settled seqs at or above the client's floor that were not folded, with the reason.
+        notice: why the client's last message was dropped when it could not even be read, and so has no
+            number to be settled by. Not part of the ledger.
     """
 
     client: ClientId
@@ -132,6 +135,7 @@ class Receipt:
     high_water: int = 0
     beyond: tuple[int, ...] = ()
     refused: tuple[tuple[int, Refusal], ...] = ()
+    notice: Refusal | None = None
 
     def is_settled(self, seq: int) -> bool:
         """Whether the aggregator has folded or refused `seq`, for good."""

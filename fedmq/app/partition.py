@@ -27,11 +27,11 @@ def dirichlet_partition(
 ) -> list[NDArray[np.int64]]:
     """Give every client equally many examples, with a label mix of its own drawn from Dir(alpha).
 
-    Small `alpha` gives clients that know one or two classes, large `alpha` gives clients that are alike. Mixes
-    are drawn over the classes that occur, with a uniform prior; examples are drawn without replacement, so the
-    parts are disjoint. When a class is exhausted its share goes to the client's other classes in proportion, and
-    evenly over what is left when those have no weight. The larger the share of `labels` that is given away, the
-    more the last clients take what is left rather than what they drew.
+    Small `alpha` gives clients that know one or two classes, large `alpha` gives clients that are alike.
+    Mixes are drawn over the classes that occur, with a uniform prior; examples are drawn without replacement,
+    so the parts are disjoint. When a class is exhausted its share goes to the client's other classes in
+    proportion, or, when those have no weight, to what is left. The larger the share of `labels` that is given
+    away, the more the last clients take what is left rather than what they drew.
     Source: Hsu, Qi, Brown 2019 (arXiv:1909.06335), section 3.
 
     Args:
@@ -54,7 +54,9 @@ def dirichlet_partition(
     share = len(labels) // clients
     size = share if per_client is None else per_client
     if not 1 <= size <= share:
-        raise SettingError("per_client", size, f"{len(labels)} examples give {clients} clients 1 to {share} each")
+        raise SettingError(
+            "per_client", size, f"{len(labels)} examples for {clients} clients allow 1 to {share}"
+        )
     rng = np.random.default_rng(seed)
     _, classes = np.unique(labels, return_inverse=True)
     pools = [rng.permutation(np.flatnonzero(classes == index)) for index in range(int(classes.max()) + 1)]
@@ -99,7 +101,7 @@ def partition_picture(
     table = Table(box=None, padding=(0, 1, 0, 0), title="Who holds which labels", caption_justify="left")
     table.add_column("client", justify="right", style="bold", no_wrap=True)
     for index in range(shown):
-        table.add_column(str(index), justify="right", no_wrap=True)
+        table.add_column(str(index), justify="right", no_wrap=True, min_width=5 if counted else 2)
     table.add_column("all", justify="right", no_wrap=True)
     for client, part in enumerate(parts[:_MAX_CLIENTS_SHOWN]):
         counts = np.bincount(labels[part], minlength=len(class_names))
@@ -113,9 +115,7 @@ def _cell(count: int, size: int, *, counted: bool) -> Text:
     """One client's hold on one class."""
     if count == 0:
         return Text("·", style="dim")
-    for least, shade, style in _SHADES:
-        if count >= least * size:
-            break
+    shade, style = next((shade, style) for least, shade, style in _SHADES if count >= least * size)
     return Text(f"{shade}{count:>4}" if counted else shade * 2, style=style)
 
 
@@ -123,7 +123,7 @@ def _caption(class_names: Sequence[str], *, shown_classes: int, clients: int) ->
     """The key to the shades and to the class numbers, and what is left out."""
     lines = ["of a client's examples: █ half or more, ▓ a quarter, ▒ a tenth, ░ fewer, · none"]
     if list(class_names) != [str(index) for index in range(len(class_names))]:
-        names = (f"{index}\N{NO-BREAK SPACE}{name}" for index, name in enumerate(class_names[:shown_classes]))
+        names = (f"{index}={name}" for index, name in enumerate(class_names[:shown_classes]))
         lines.append(", ".join(names))
     if clients > _MAX_CLIENTS_SHOWN:
         lines.append(f"… and {clients - _MAX_CLIENTS_SHOWN} more clients")

@@ -1,1 +1,38 @@
-"""."""
+"""Codecs: how a vector of parameters becomes a small message, and back.
+
+A codec is a value with an id; a `Pipeline` of them is one line of text:
+
+>>> import numpy as np
+>>> pipeline = parse_pipeline("topk(0.5) | ternary | rice")
+>>> pipeline.decode(pipeline.encode(np.array([1, -3, 0, 2], np.float32)), 4).to_dense()
+array([ 0. , -2.5,  0. ,  2.5], dtype=float32)
+
+Codecs know one flat float32 vector and its length: no tensors, no messages, no error feedback. `base` says
+what a codec is and how to write one, `pipeline` what the bytes are, `registry` which codecs there are.
+"""
+
+from fedmq.codecs.base import Codec, CodecConfig, PositionCoder, Quantizer, Sparsifier, Symbols
+from fedmq.codecs.pipeline import MAX_TEXT, Pipeline, parse_pipeline, pipeline_from_wire
+from fedmq.codecs.registry import BUILT_IN, ENTRY_POINT_GROUP, codec_from_config, find_codec
+from fedmq.codecs.vector import MAX_LENGTH, FloatVector, IndexVector, SparseVector
+
+__all__ = [
+    "BUILT_IN",
+    "ENTRY_POINT_GROUP",
+    "MAX_LENGTH",
+    "MAX_TEXT",
+    "Codec",
+    "CodecConfig",
+    "FloatVector",
+    "IndexVector",
+    "Pipeline",
+    "PositionCoder",
+    "Quantizer",
+    "SparseVector",
+    "Sparsifier",
+    "Symbols",
+    "codec_from_config",
+    "find_codec",
+    "parse_pipeline",
+    "pipeline_from_wire",
+]

@@ -11,6 +11,8 @@ What holds for all of them:
 * A received message is acknowledged only when `Delivery.ack` is called, and only on the connection that
   brought it: an ack of an older connection is dropped, since brokers reuse packet ids (law 1).
 * `PublishAccepted` means that the broker took the message, not that anyone will ever see it (law 4).
+* Every publish ends in one `PublishAccepted` or `PublishRefused`, unless the transport is closed before. How
+  many may wait for theirs to be polled is bounded.
 * Reconnecting is the transport's own business; `Connected` and `Disconnected` tell of it. Subscriptions are
   the caller's: after `Connected(session_present=False)` it subscribes again.
 """
@@ -64,7 +66,9 @@ class PublishRefused:
     Attributes:
         token: what `publish` returned.
         reason: the MQTT reason code's name, for instance "No matching subscribers" (0x10: nobody has ever
-            subscribed, so the message went nowhere), "Not authorized" (0x87), "Quota exceeded" (0x97).
+            subscribed, so the message went nowhere; a retained publish with this code counts as accepted,
+            since the broker keeps it), "Not authorized" (0x87), "Quota exceeded" (0x97). Also "Packet too
+            large" for one that was queued before the broker told its limit.
     """
 
     token: PublishToken
@@ -142,10 +146,11 @@ class Transport(Protocol):
         """Take the next event.
 
         Args:
-            timeout: seconds to wait; 0 returns at once; None waits for ever.
+            timeout: seconds to wait; 0 returns at once; None waits for ever. The memory transport never
+                waits: in its one thread nothing could happen meanwhile.
 
         Returns:
-            The event, or None when none came in time.
+            The event, or None when none came in time, when `wake` was called, or after `close`.
         """
 
     def publish(
@@ -165,17 +170,27 @@ class Transport(Protocol):
 
         Raises:
             PacketTooLargeError: larger than the connected broker accepts.
-            TransportError: the queue is full, or the transport is closed.
+            TransportError: too many outcomes were not polled yet, the topic is not one to publish to, or the
+                transport is closed.
         """
 
     def subscribe(self, topic_filter: str) -> None:
-        """Subscribe at QoS 1. Retained messages on matching topics arrive each time this is called."""
+        """Subscribe at QoS 1. Retained messages on matching topics arrive each time this is called.
+
+        Without a connection it is kept for the next one, and sent again until the broker has answered.
+
+        Raises:
+            TransportError: not a valid topic filter.
+        """
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Stop receiving what matches."""
 
     def wake(self) -> None:
-        """Make a waiting `poll` return None, now or at its next call. The one method other threads may call."""
+        """Make a waiting `poll` return None, now or when it comes to wait again.
+
+        The one method that other threads may call.
+        """
 
     def close(self) -> None:
         """Send what is queued as far as the connection allows within a second, disconnect, stop. Idempotent.

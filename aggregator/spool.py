@@ -1,0 +1,133 @@
+"""The spool: updates that arrive in chunks, until they are whole. Pure; the store keeps the pieces.
+
+A chunk is acknowledged once it is durable, like an update: otherwise the unfinished chunks of a few slow clients
+would fill the broker's window and stop everybody. Memory is bounded in all and for each client.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from fedmq import wire
+from fedmq.chunks import DEFAULT_TTL, Reassembler
+from fedmq.envelope import Kind, kind_of
+from fedmq.errors import WireError
+from fedmq.types import Chunk, Refusal, Rejection, UpdateId
+
+from .engine import Arrival
+from .store import ChunkChanges
+
+#: Unfinished updates that one client may have at a time; an agent sends one after the other.
+_PARTIALS_PER_CLIENT = 4
+
+
+class Spool:
+    """Turns messages from the update topics into arrivals.
+
+    Args:
+        is_settled: whether an update was folded or refused before; its chunks are not kept again.
+        max_update_bytes: a larger update is refused at its first chunk.
+        max_bytes: held for all unfinished updates together.
+        ttl: seconds without a new piece after which an update is given up; its client sends it again.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_settled: Callable[[UpdateId], bool],
+        max_update_bytes: int,
+        max_bytes: int,
+        ttl: float = DEFAULT_TTL,
+    ) -> None:
+        self._is_settled, self._max_update_bytes = is_settled, max_update_bytes
+        self._reassembler: Reassembler[UpdateId] = Reassembler(
+            max_message=max_update_bytes, max_total=max_bytes, ttl=ttl
+        )
+        self._partials: Counter[str] = Counter()
+        self._added: list[tuple[UpdateId, int, bytes]] = []
+        self._dropped: list[UpdateId] = []
+
+    def restore(self, envelopes: Iterable[bytes], now: float) -> None:
+        """Take the pieces that a former life of the process made durable."""
+        for envelope in envelopes:
+            chunk = wire.unpack_chunk(envelope)
+            try:
+                self._add(chunk, now)
+            except WireError:  # the bounds are narrower than they were; the client sends it again
+                self._release(chunk.id)
+
+    def take(self, client: str, message: bytes, now: float) -> Arrival | None:
+        """Take one message.
+
+        Args:
+            client: whose topic it came on.
+            message: untrusted bytes.
+            now: seconds, monotonic.
+
+        Returns:
+            An arrival to judge, or None when the message was a chunk and more are to come.
+        """
+        try:
+            if kind_of(message) is not Kind.CHUNK:
+                return Arrival(client=client, message=message)
+            chunk = wire.unpack_chunk(message)
+        except WireError:
+            return Arrival(client=client, message=message)  # the engine finds the same and counts it
+        if chunk.id.client != client:
+            detail = f"the chunk names {chunk.id.client}, it came on the topic of {client}"
+            return _drop(client, Rejection.FOREIGN_CLIENT, detail)
+        if self._is_settled(chunk.id):
+            return Arrival(client=client, message=b"", id=chunk.id)
+        if chunk.size > self._max_update_bytes:
+            detail = f"{chunk.size} bytes announced, at most {self._max_update_bytes} are allowed"
+            refusal = Refusal(reason=Rejection.TOO_LARGE, detail=detail)
+            return Arrival(client=client, message=b"", id=chunk.id, refusal=refusal)
+        if chunk.id not in self._reassembler and self._partials[client] >= _PARTIALS_PER_CLIENT:
+            return _drop(client, Rejection.QUOTA, f"{_PARTIALS_PER_CLIENT} updates are unfinished already")
+        try:
+            whole = self._add(chunk, now)
+        except WireError as error:
+            # Perhaps cut anew after the plan changed: forget the pieces, the client sends them all again.
+            self._release(chunk.id)
+            return _drop(client, Rejection.UNREADABLE, str(error))
+        if whole is None:
+            self._added.append((chunk.id, chunk.index, message))
+            return None
+        self._release(chunk.id)
+        return Arrival(client=client, message=whole)
+
+    def expire(self, now: float) -> None:
+        """Give up what has waited too long."""
+        for update_id in self._reassembler.expire(now):
+            self._release(update_id)
+
+    def take_changes(self) -> ChunkChanges:
+        """What the store must do since the last call."""
+        dropped = set(self._dropped)
+        added = tuple(piece for piece in self._added if piece[0] not in dropped)
+        self._added, self._dropped = [], []
+        return ChunkChanges(added=added, dropped=tuple(dropped))
+
+    def _add(self, chunk: Chunk, now: float) -> bytes | None:
+        if chunk.id not in self._reassembler:
+            self._partials[chunk.id.client] += 1
+        return self._reassembler.add(
+            chunk.id,
+            index=chunk.index,
+            count=chunk.count,
+            size=chunk.size,
+            digest=chunk.digest,
+            data=chunk.data,
+            now=now,
+        )
+
+    def _release(self, update_id: UpdateId) -> None:
+        self._reassembler.drop(update_id)
+        self._dropped.append(update_id)
+        self._partials[update_id.client] -= 1
+        if self._partials[update_id.client] <= 0:
+            del self._partials[update_id.client]
+
+
+def _drop(client: str, reason: Rejection, detail: str) -> Arrival:
+    refusal = Refusal(reason=reason, detail=detail[: wire.MAX_DETAIL])
+    return Arrival(client=client, message=b"", refusal=refusal)
