@@ -49,6 +49,7 @@ class Ledger:
 
     def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
         self._receipts = {(receipt.client, receipt.epoch): receipt for receipt in receipts}
+        self._latest: dict[ClientId, int] = dict(self._receipts.keys())
 
     def __len__(self) -> int:
         return len(self._receipts)
@@ -63,6 +64,11 @@ class Ledger:
     def install(self, entries: Mapping[Key, Receipt]) -> None:
         """Replace entries by newer ones."""
         self._receipts.update(entries)
+        self._latest.update(entries.keys())
+
+    def latest(self, client: ClientId) -> Key:
+        """The key of the outbox that was last heard of; with epoch 0 when none was."""
+        return client, self._latest.get(client, 0)
 
 
 class LedgerView:

@@ -1,8 +1,7 @@
 """The store: journal, ledger, snapshots and unfinished chunks in one SQLite file.
 
 One file, so that one transaction covers them all: a record, the receipt that it leads to and the chunks that it
-used up are durable together or not at all. WAL with `synchronous=FULL`: a committed transaction survives
-a power cut, as far as the disk tells the truth.
+used up are durable together or not at all.
 
     journal    one row for each update that was folded or refused, in the order of folding
     message    the envelope of a folded update, kept until a snapshot that is old enough covers it
@@ -11,17 +10,14 @@ a power cut, as far as the disk tells the truth.
     chunk      pieces of updates that are not complete yet
 """
 
-import fcntl
 import hashlib
-import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from fedmq import wire
+from fedmq.database import Database
 from fedmq.errors import StoreError, WireError
 from fedmq.types import ClientId, Receipt, Refusal, Rejection, UpdateId
 
@@ -91,58 +87,10 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with self._explained("open"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_lock()
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._prepare()
-
-    def _take_lock(self) -> int:
-        lock = os.open(f"{self._path}.lock", os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise StoreError(
-                f"{self._path} is in use by another aggregator: stop it first, or give this one its own store"
-            ) from None
-        return lock
-
-    def _prepare(self) -> None:
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        (schema,) = self._db.execute("PRAGMA user_version").fetchone()
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if application == 0 and tables == 0:
-            with self._transaction():
-                for statement in _TABLES.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {SCHEMA}")
-        elif application != _APPLICATION_ID:
-            raise StoreError(f"{self._path} is not an aggregator's store: give another path")
-        elif schema != SCHEMA:
-            raise StoreError(f"{self._path} has schema {schema}, this release reads schema {SCHEMA}")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # a full disk may have rolled it back already
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"{self._path}: cannot {doing}: {error}. {_advice(error)}") from error
+        self._file = Database(
+            path, tables=_TABLES, application_id=_APPLICATION_ID, schema=SCHEMA, purpose="aggregator's store"
+        )
+        self._db = self._file.connection
 
     def append(
         self,
@@ -166,7 +114,7 @@ class Store:
         messages = [(record.position, record.message) for record in records if record.refusal is None]
         entries = [(*key, wire.pack_receipt(receipt)) for key, receipt in receipts.items()]
         pieces = [(i.client, i.epoch, i.seq, piece, envelope) for i, piece, envelope in chunks.added]
-        with self._explained("write"), self._transaction():
+        with self._file.explained("write"), self._file.transaction():
             many = self._db.executemany
             many("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             many("INSERT INTO message VALUES (?, ?)", messages)
@@ -190,7 +138,7 @@ class Store:
             StoreError: the disk is full or fails; nothing is changed.
         """
         digest = hashlib.sha256(snapshot.state).digest()
-        with self._explained("write a snapshot"), self._transaction():
+        with self._file.explained("write a snapshot"), self._file.transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?, ?, ?)",
                 (snapshot.position, snapshot.version, created, digest, snapshot.state),
@@ -207,7 +155,7 @@ class Store:
 
     def snapshots(self) -> Iterator[Snapshot]:
         """The snapshots whose digest matches, newest first."""
-        with self._explained("read the snapshots"):
+        with self._file.explained("read the snapshots"):
             rows = self._db.execute(
                 "SELECT position, version, digest, state FROM snapshot ORDER BY position DESC"
             )
@@ -221,7 +169,7 @@ class Store:
         Raises:
             StoreError: a folded record's message is missing or the journal cannot be read.
         """
-        with self._explained("read the journal"):
+        with self._file.explained("read the journal"):
             rows = self._db.execute(
                 "SELECT j.position, client, epoch, seq, base_version, version, examples, reason, detail, envelope "
                 "FROM journal j LEFT JOIN message m ON m.position = j.position "
@@ -231,7 +179,7 @@ class Store:
             for position, client, epoch, seq, base, version, examples, reason, detail, envelope in rows:
                 if reason is None and envelope is None:
                     raise StoreError(
-                        f"{self._path}: the message of record {position} is missing: run fedmq verify"
+                        f"{self._file.path}: the message of record {position} is missing: run fedmq verify"
                     )
                 yield Record(
                     position=position,
@@ -245,27 +193,30 @@ class Store:
 
     def receipts(self) -> Iterator[Receipt]:
         """The whole ledger."""
-        with self._explained("read the ledger"):
+        with self._file.explained("read the ledger"):
             for (packed,) in self._db.execute("SELECT receipt FROM receipt"):
                 try:
                     yield wire.unpack_receipt(packed)
                 except WireError as error:
                     raise StoreError(
-                        f"{self._path}: a ledger entry is damaged ({error}): run fedmq verify"
+                        f"{self._file.path}: a ledger entry is damaged ({error}): run fedmq verify"
                     ) from error
 
     def chunks(self) -> Iterator[bytes]:
         """The envelopes of all unfinished chunks."""
-        with self._explained("read the chunks"):
+        with self._file.explained("read the chunks"):
             for (envelope,) in self._db.execute("SELECT envelope FROM chunk"):
                 yield envelope
 
+    def has_history(self) -> bool:
+        """Whether anything was ever written."""
+        with self._file.explained("read"):
+            query = "SELECT EXISTS (SELECT 1 FROM journal) OR EXISTS (SELECT 1 FROM snapshot)"
+            return bool(self._db.execute(query).fetchone()[0])
+
     def close(self) -> None:
         """Close the file and let others have it. Idempotent."""
-        self._db.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._file.close()
 
 
 def _row(record: Record, received: float) -> tuple[object, ...]:
@@ -282,14 +233,3 @@ def _row(record: Record, received: float) -> tuple[object, ...]:
         refusal.detail if refusal else None,
         received,
     )
-
-
-def _advice(error: Exception) -> str:
-    text = str(error)
-    if "full" in text or "No space" in text:
-        return "Free some space; nothing that was acknowledged is lost, and the aggregator goes on by itself."
-    if "malformed" in text or "not a database" in text:
-        return "The file is damaged: keep a copy, restore a backup, or start with a new store path."
-    if "readonly" in text or "Permission" in text or "Read-only" in text or "unable to open" in text:
-        return "Check that this user may write the file and its folder."
-    return "Check the disk."

@@ -8,7 +8,6 @@ import math
 from typing import Final
 
 from .packets import Disconnect, Packet, Version, encode, encode_puback, publish_flags, publish_head
-from .properties import Properties
 from .session import Delivery, Session
 from .wire import MAX_VARINT, Payload, pack_u32, pack_varint
 
@@ -114,8 +113,3 @@ class Channel:
         if message.payload:
             self.write(message.payload)
         return True
-
-
-def wanted_expiry(properties: Properties) -> int:
-    """The session expiry that a CONNECT of MQTT 5 asks for, in seconds."""
-    return properties.session_expiry or 0

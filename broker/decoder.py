@@ -50,7 +50,8 @@ def _connect(reader: Reader) -> Connect:
     level = reader.u8()
     if protocol != "MQTT" or level not in (4, 5):
         raise ProtocolError(
-            ReasonCode.UNSUPPORTED_PROTOCOL_VERSION, f"protocol {protocol[:16]!r} level {level}, not MQTT 4 or 5"
+            ReasonCode.UNSUPPORTED_PROTOCOL_VERSION,
+            f"protocol {protocol[:16]!r} level {level}, not MQTT 4 or 5",
         )
     version = Version(level)
     flags = reader.u8()

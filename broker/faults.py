@@ -78,7 +78,7 @@ class FaultPlan:
     def __init__(self, faults: Sequence[Fault], *, seed: int = 0) -> None:
         self.faults = tuple(faults)
         self.struck: Counter[FaultAction] = Counter()
-        self._random = random.Random(seed)  # noqa: S311 -- a plan is to be repeatable, not secret
+        self._random = random.Random(seed)
         self._seen = [0] * len(self.faults)
         self._strikes = [0] * len(self.faults)
 

@@ -294,8 +294,6 @@ def encode(packet: Packet, version: Version) -> bytes:
         case Disconnect():
             if not v5 or (not packet.reason and packet.properties is NO_PROPERTIES):
                 return b"\xe0\x00"
-            return _frame(
-                PacketType.DISCONNECT, bytes((packet.reason,)) + pack_properties(packet.properties)
-            )
+            return _frame(PacketType.DISCONNECT, bytes((packet.reason,)) + pack_properties(packet.properties))
         case _:
             assert_never(packet)

@@ -84,7 +84,16 @@ class _Kind(Enum):
 _P: Final = PacketType
 _ACKS: Final = (_P.PUBACK, _P.PUBREC, _P.PUBREL, _P.PUBCOMP, _P.SUBACK, _P.UNSUBACK)
 _MESSAGE: Final = (_P.PUBLISH, _P.WILL)
-_ANY: Final = (*_ACKS, *_MESSAGE, _P.CONNECT, _P.CONNACK, _P.SUBSCRIBE, _P.UNSUBSCRIBE, _P.DISCONNECT, _P.AUTH)
+_ANY: Final = (
+    *_ACKS,
+    *_MESSAGE,
+    _P.CONNECT,
+    _P.CONNACK,
+    _P.SUBSCRIBE,
+    _P.UNSUBSCRIBE,
+    _P.DISCONNECT,
+    _P.AUTH,
+)
 
 _TABLE: Final[dict[int, tuple[str, _Kind, tuple[PacketType, ...]]]] = {
     0x01: ("payload_format", _Kind.FLAG, _MESSAGE),
@@ -220,8 +229,8 @@ def pack_properties_body(properties: Properties) -> bytes:
         value = getattr(properties, name)
         if value is None:
             continue
-        for item in value if name in _REPEATABLE else (value,):
-            parts.append(bytes((identifier,)) + _pack_value(kind, item))
+        items = value if name in _REPEATABLE else (value,)
+        parts.extend(bytes((identifier,)) + _pack_value(kind, item) for item in items)
     return b"".join(parts)
 
 

@@ -38,7 +38,7 @@ class RecordKind(IntEnum):
     RETAIN = 6  # the message becomes its topic's retained one, or clears it
     QUEUE = 7  # the message waits for the client; data: options, packet identifier, subscription identifiers
     SENT = 8  # the message went to the client; time: the packet identifier
-    DONE = 9  # the client has it, or it was dropped
+    DONE = 9  # the client has it, or it was dropped; time: the packet identifier, 0 if it was never sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,9 @@ class Record:
     def encode(self) -> bytes:
         """The record's bytes."""
         client = self.client.encode()
-        return _HEADER.pack(self.kind, len(client), len(self.data), self.number, self.time) + client + self.data
+        return (
+            _HEADER.pack(self.kind, len(client), len(self.data), self.number, self.time) + client + self.data
+        )
 
 
 def decode_records(body: memoryview) -> Iterator[Record]:
@@ -111,9 +113,7 @@ def message_record(message: Message) -> Record:
         properties=message.properties,
     )
     time = _NEVER if message.expires_at is None else message.expires_at
-    return Record(
-        kind=RecordKind.MESSAGE, number=message.number, time=time, data=encode(packet, Version.V5)
-    )
+    return Record(kind=RecordKind.MESSAGE, number=message.number, time=time, data=encode(packet, Version.V5))
 
 
 def queue_record(client: str, delivery: Delivery) -> Record:
@@ -130,9 +130,11 @@ def sent_record(client: str, delivery: Delivery) -> Record:
     )
 
 
-def done_record(client: str, message: Message) -> Record:
+def done_record(client: str, delivery: Delivery) -> Record:
     """A delivery that is over."""
-    return Record(kind=RecordKind.DONE, client=client, number=message.number)
+    return Record(
+        kind=RecordKind.DONE, client=client, number=delivery.message.number, time=float(delivery.packet_id)
+    )
 
 
 def snapshot(state: BrokerState, now: float) -> Iterator[Record]:
@@ -175,15 +177,16 @@ class _Replay:
         self.state = BrokerState()
         self._now = now
         self._messages: dict[int, Message] = {}
-        self._waiting: dict[tuple[str, int], Delivery] = {}
+        # One client may wait for the same message more than once, so each entry is a list.
+        self._waiting: dict[tuple[str, int], list[Delivery]] = {}
 
     def apply(self, record: Record) -> None:
         match record.kind:
             case RecordKind.SESSION:
                 self._session(record)
             case RecordKind.SESSION_END:
-                for delivery in self.state.end_session(self.state.sessions[record.client]):
-                    self._waiting.pop((record.client, delivery.message.number), None)
+                for left in self.state.end_session(self.state.sessions[record.client]):
+                    self._waiting.pop((record.client, left.message.number), None)
             case RecordKind.SUBSCRIBE | RecordKind.UNSUBSCRIBE:
                 session = self.state.sessions[record.client]
                 match _packet(record.data):
@@ -200,11 +203,11 @@ class _Replay:
             case RecordKind.QUEUE:
                 self._queue(record)
             case RecordKind.SENT:
-                session, delivery = self._take(record)
+                session, delivery = self._take(record, 0)
                 session.resume(delivery, int(record.time))
-                self._waiting[record.client, record.number] = delivery
+                self._waiting.setdefault((record.client, record.number), []).append(delivery)
             case RecordKind.DONE:
-                _, delivery = self._take(record)
+                _, delivery = self._take(record, int(record.time))
                 self.state.release(delivery.message)
             case _:
                 assert_never(record.kind)
@@ -237,25 +240,28 @@ class _Replay:
         message = self._messages[record.number]
         delivery = Delivery(message, qos=options & 3, retain=bool(options & 4), identifiers=identifiers)
         session = self.state.sessions[record.client]
-        self._waiting[record.client, record.number] = delivery
-        self.state.enqueue(session, delivery)
+        self._waiting.setdefault((record.client, record.number), []).append(delivery)
         if packet_id:
-            self._remove(session, delivery)
+            self.state.hold(message)
             session.resume(delivery, packet_id)
+        else:
+            self.state.enqueue(session, delivery)
 
-    def _take(self, record: Record) -> tuple[Session, Delivery]:
-        delivery = self._waiting.pop((record.client, record.number))
+    def _take(self, record: Record, packet_id: int) -> tuple[Session, Delivery]:
+        """Takes the one delivery that a record means out of the queue or the flight."""
+        key = record.client, record.number
+        waiting = self._waiting[key]
+        index = [delivery.packet_id for delivery in waiting].index(packet_id)
+        delivery = waiting.pop(index)
+        if not waiting:
+            del self._waiting[key]
         session = self.state.sessions[record.client]
-        self._remove(session, delivery)
-        return session, delivery
-
-    @staticmethod
-    def _remove(session: Session, delivery: Delivery) -> None:
-        if delivery.packet_id:
-            session.acknowledge(delivery.packet_id)
+        if packet_id:
+            session.acknowledge(packet_id)
         else:
             session.queue.remove(delivery)
             session.queued_bytes -= delivery.message.size
+        return session, delivery
 
 
 def replay(records: Iterable[Record], now: float) -> BrokerState:
@@ -268,6 +274,6 @@ def replay(records: Iterable[Record], now: float) -> BrokerState:
     for record in records:
         try:
             machine.apply(record)
-        except (KeyError, IndexError, struct.error, UnicodeDecodeError, ProtocolError) as error:
+        except (KeyError, IndexError, ValueError, struct.error, ProtocolError) as error:
             raise ValueError(f"a {record.kind.name} record does not fit: {error!r}") from error
     return machine.state

@@ -174,10 +174,8 @@ class Session:
                 return delivery
         return None
 
-    def take_queued(self) -> Delivery | None:
-        """The next delivery that waits, if there is one; it is in neither place until `begin`."""
-        if not self.queue:
-            return None
+    def take_queued(self) -> Delivery:
+        """The next delivery that waits, of which there must be one; it is in neither place until `begin`."""
         delivery = self.queue.popleft()
         self.queued_bytes -= delivery.message.size
         return delivery
@@ -204,6 +202,14 @@ class Session:
         """The client has it: ends the flight and returns the delivery, None when there is no such flight."""
         self._outstanding.discard(packet_id)
         return self.inflight.pop(packet_id, None)
+
+    def drop_qos_0(self) -> list[Delivery]:
+        """Forgets the deliveries that do not wait for a client to come back, and returns them."""
+        dropped = [delivery for delivery in self.queue if not delivery.qos]
+        if dropped:
+            self.queue = deque(delivery for delivery in self.queue if delivery.qos)
+            self.queued_bytes -= sum(delivery.message.size for delivery in dropped)
+        return dropped
 
     def clear(self) -> list[Delivery]:
         """Forgets all deliveries and returns them."""

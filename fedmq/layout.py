@@ -3,8 +3,8 @@
 The model crosses every boundary as one float32 vector. Codecs know no tensors, top-k is global, folding is one
 indexed add, and a wrong model shows in one comparison of fingerprints.
 
-The shared vector holds the trainable segments first, then the buffers; private segments never leave the
-device and have no place in it.
+The shared vector holds the trainable segments first, then the buffers, each ordered by name: a model file need not
+keep a framework's order. Private segments never leave the device and have no place in it.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class ParamLayout:
-    """The segments of a model in the order given, and where each lies in the shared vector.
+    """The segments of a model, and where each lies in the shared vector.
 
     Raises:
         LayoutError: names repeat, there are no trainable segments, or the vector would be too long.
@@ -179,8 +179,9 @@ class ParamLayout:
         """The segments that leave the device, in the order of the vector."""
         return (*self._of(SegmentKind.TRAINABLE), *self._of(SegmentKind.BUFFER))
 
-    def _of(self, kind: SegmentKind) -> Iterable[Segment]:
-        return (segment for segment in self.segments if segment.kind is kind)
+    def _of(self, kind: SegmentKind) -> list[Segment]:
+        chosen = [segment for segment in self.segments if segment.kind is kind]
+        return sorted(chosen, key=lambda segment: segment.name)
 
 
 def _row(segment: Segment) -> list[object]:

@@ -4,6 +4,7 @@ One function per picture draws a `Figure`; the same figure becomes a PNG file an
 In the SVG the colours of ink and grid are replaced by CSS (`currentColor`, `var(--grid)`), so a picture
 follows the page's light or dark theme; the other colours are Okabe and Ito's, which stay apart for
 colour-blind readers and show on both grounds. pyplot is not used: figures are values, no global state.
+A fifth of the file is the page's template, which keeps it above the usual length.
 """
 
 import html
@@ -13,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ _STATE_COLOURS: Final[Mapping[str, str]] = {
     "sleeping": "#8f7fc0",
     "away": _RED,
 }
-_STYLE: Final[Mapping[str, object]] = {
+_STYLE: Final[dict[Any, Any]] = {  # matplotlib types the keys as literals
     "font.size": 11,
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -61,10 +62,17 @@ _STYLE: Final[Mapping[str, object]] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font size
     "svg.hashsalt": "fedmq",  # the same run gives the same bytes
 }
+_CROSSING: Final[dict[str, Any]] = {
+    "markersize": 10,
+    "markeredgecolor": _INK,
+    "markeredgewidth": 1.5,
+    "zorder": 5,
+}
 _XLINK: Final = "http://www.w3.org/1999/xlink"
 _OUTAGE_ALPHA: Final = 0.3
 _MAX_AGENTS_DRAWN: Final = 40
 _MAX_BARS: Final = 40
+_MAX_DOTS: Final = 60
 _MAX_HAIRLINES: Final = 100
 _MAX_VECTOR_SPANS: Final = 2_000
 _CAPTIONS: Final[Mapping[str, str]] = {
@@ -78,7 +86,7 @@ _CAPTIONS: Final[Mapping[str, str]] = {
 def write_pictures(folder: Path, log: RunLog, report: Report) -> tuple[Path, ...]:
     """Write one PNG per picture and `report.html` with the same pictures inside; returns the paths."""
     written = []
-    with mpl.rc_context(dict(_STYLE)):
+    with mpl.rc_context(_STYLE):
         figures = draw(log, report)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
@@ -106,12 +114,14 @@ def _accuracy_over_time(log: RunLog, report: Report) -> Figure:
     curve = log.evaluations
     if not curve:
         return _empty(figure, axes, "No evaluation was recorded.")
-    axes.plot([event.t for event in curve], [event.accuracy for event in curve], color=_BLUE, **_marks(curve))
+    times, accuracies = [event.t for event in curve], [event.accuracy for event in curve]
+    axes.plot(times, accuracies, _stroke(curve), color=_BLUE, markersize=3.5)
     _target(axes, report)
     reached = _reached(log, report)
     if reached:
-        label = f"{reached.accuracy:.3f} after {reached.t:,.1f} s\n{reached.folded:,} updates"
-        _point_out(axes, reached.t, reached.accuracy, label)
+        axes.plot([reached.t], [reached.accuracy], "o", color=_BLUE, **_CROSSING)
+        text = f"{reached.accuracy:.3f} after {reached.t:,.1f} s, {reached.folded:,} updates folded"
+        axes.set_title(text, fontsize="medium")
     if _mark_outages(axes, log):
         key = Patch(color=_RED, alpha=_OUTAGE_ALPHA, linewidth=0, label="aggregator down")
         axes.legend(handles=[key], loc="lower right")
@@ -132,15 +142,13 @@ def _accuracy_over_bytes(log: RunLog, report: Report) -> Figure:
     if not any(sum(sizes) for _, _, _, sizes in series):
         return _empty(figure, axes, "No evaluation with bytes was recorded.")
     reached = _reached(log, report)
-    for label, colour, stroke, sizes in series:
+    for label, colour, style, sizes in series:
         points = [(size / 1e6, event) for size, event in zip(sizes, curve, strict=True) if size]
-        accuracies = [event.accuracy for _, event in points]
-        axes.plot(
-            [size for size, _ in points], accuracies, stroke, color=colour, label=label, **_marks(curve)
-        )
+        megabytes, accuracies = [size for size, _ in points], [event.accuracy for _, event in points]
+        axes.plot(megabytes, accuracies, _stroke(curve, style), color=colour, label=label, markersize=3.5)
         for size, event in points:
             if event is reached:
-                axes.plot([size], [event.accuracy], "o", color=colour, markersize=9)
+                axes.plot([size], [event.accuracy], "o", color=colour, **_CROSSING)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.10g}"))
     _target(axes, report)
@@ -151,7 +159,8 @@ def _accuracy_over_bytes(log: RunLog, report: Report) -> Figure:
         report.dense_bytes_to_target,
     )
     if up and down and both:
-        text = f"to {report.target:g}: up {compare(up, both // 2)}, down {compare(down, both // 2)} dense float32"
+        ratios = f"up {compare(up, both // 2)} and down {compare(down, both // 2)} than dense float32"
+        text = f"to {report.target:g}: {ratios}"
         axes.set_title(text, fontsize="medium")
     return figure
 
@@ -192,23 +201,18 @@ def _agents(log: RunLog) -> Figure:
     if not shown:
         return _empty(figure, axes, "No agent's state was recorded.")
     rasterized = sum(len(changes[client]) for client in shown) > _MAX_VECTOR_SPANS
-    seen = set()
+    seen: set[str] = set()
     for row, client in enumerate(shown):
         spans: dict[str, list[tuple[float, float]]] = {}
         ends = [event.t for event in changes[client][1:]] + [log.seconds]
         for event, end in zip(changes[client], ends, strict=True):
             spans.setdefault(event.state, []).append((event.t, end - event.t))
         for state, bars in spans.items():
-            # A hairline keeps sending and pulling visible, which take milliseconds; many would hide the rest.
-            line = 0.8 if state in {"uploading", "pulling"} and len(bars) <= _MAX_HAIRLINES else 0
-            order = 3 if state in {"uploading", "pulling"} else 2
-            style = {
-                "color": _STATE_COLOURS[state],
-                "linewidth": line,
-                "zorder": order,
-                "rasterized": rasterized,
-            }
-            axes.broken_barh(bars, (row - 0.36, 0.72), **style)
+            brief = state in {"uploading", "pulling"}
+            # A hairline keeps what takes milliseconds visible; many of them would hide the rest.
+            line = 0.8 if brief and len(bars) <= _MAX_HAIRLINES else 0
+            drawn = axes.broken_barh(bars, (row - 0.36, 0.72), color=_STATE_COLOURS[state], linewidth=line)
+            drawn.set(zorder=3 if brief else 2, rasterized=rasterized)
         seen |= spans.keys()
     key = [Patch(color=_STATE_COLOURS[state], label=state) for state in AGENT_STATES if state in seen]
     if _mark_outages(axes, log):
@@ -234,34 +238,33 @@ def _canvas(x_label: str, y_label: str, *, height: float = 4.0) -> tuple[Figure,
 
 def _empty(figure: Figure, axes: Axes, message: str) -> Figure:
     """A picture that says why it shows nothing."""
+    figure.set_size_inches(8, 1.2)
     axes.set_axis_off()
     axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
     return figure
 
 
-def _marks(curve: list[Evaluation]) -> dict[str, str | int]:
-    """Dots on a curve of few points."""
-    return {"marker": "o", "markersize": 3.5} if len(curve) <= 60 else {}
+def _stroke(curve: list[Evaluation], line: str = "-") -> str:
+    """The format of a curve: a line, with dots where the points are few."""
+    return f"{line}o" if len(curve) <= _MAX_DOTS else line
 
 
 def _target(axes: Axes, report: Report) -> None:
-    """The line to reach, named at the left where curves begin low."""
+    """The line to reach, named in the margin."""
     axes.axhline(report.target, color=_INK, linestyle=":", linewidth=1.5)
     axes.annotate(
-        f"target {report.target:g}", (0, report.target), (4, 4),
-        xycoords=("axes fraction", "data"), textcoords="offset points",
-    )  # fmt: skip
+        f"target\n{report.target:g}",
+        (1, report.target),
+        (5, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+    )
 
 
 def _reached(log: RunLog, report: Report) -> Evaluation | None:
     """The first evaluation at or above the target."""
     return next((event for event in log.evaluations if event.accuracy >= report.target), None)
-
-
-def _point_out(axes: Axes, x: float, y: float, label: str) -> None:
-    """Mark a point and write beside it, below the curve."""
-    axes.plot([x], [y], "o", color=_BLUE, markersize=9)
-    axes.annotate(label, (x, y), (10, -14), textcoords="offset points", va="top")
 
 
 def _mark_outages(axes: Axes, log: RunLog) -> bool:
@@ -282,7 +285,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _svg(figure: Figure, name: str) -> str:
     """A figure as an inline SVG element in the page's colours."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(stream, format="svg", dpi=150, transparent=True, metadata={"Date": None})
     svg = stream.getvalue()[stream.getvalue().index("<svg") :]
     svg = svg.replace(_INK, "currentColor").replace(_GRID, "var(--grid)")
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # unused, and the same in each picture
@@ -303,7 +306,8 @@ def render_page(title: str, report: Report, pictures: Mapping[str, str]) -> str:
             for name, svg in pictures.items()
         ),
         summary=_rows((line.label, line.value, line.remark) for line in lines),
-        settings=_rows((name, str(value)) for name, value in report.settings.items()),
+        settings=_rows((name, str(value)) for name, value in report.settings.items())
+        or _rows([("none recorded",)]),
     )
 
 
@@ -328,7 +332,8 @@ _PAGE: Final = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>fedmq run $title</title>
 <style>
-:root { color-scheme: light dark; --ground: #fff; --card: #f5f6f8; --ink: #1f2329; --soft: #5b626b; --grid: #d4d8dd; }
+:root { color-scheme: light dark;
+        --ground: #fff; --card: #f5f6f8; --ink: #1f2329; --soft: #5b626b; --grid: #d4d8dd; }
 @media (prefers-color-scheme: dark) {
   :root { --ground: #14171b; --card: #1e2227; --ink: #e4e7eb; --soft: #9aa2ac; --grid: #3a4048; }
 }
@@ -338,7 +343,8 @@ h1 { font-size: 1.6rem; margin: 0 0 1rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 .note { border-left: 4px solid #e08a00; padding: .4rem .8rem; background: var(--card); margin: 0 0 1rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem; }
-.tiles div { background: var(--card); border-radius: .5rem; padding: .8rem 1rem; display: flex; flex-direction: column; }
+.tiles div { background: var(--card); border-radius: .5rem; padding: .8rem 1rem;
+             display: flex; flex-direction: column; }
 .tiles strong { font-size: 1.5rem; line-height: 1.3; }
 .tiles span, footer { color: var(--soft); font-size: .9rem; }
 figure { margin: 2rem 0 0; }
@@ -363,8 +369,8 @@ $pictures
 <div class="wide"><table>$settings</table></div>
 <footer>
 <p>Bytes are whole MQTT packets of all agents. Dense float32 stands for a system that sends one dense model down
-and one dense update up for each distinct update that reached the aggregator. Staleness is the number of model
-versions that were published between the model an update was trained from and the model it was folded into.</p>
+and one dense update up for each distinct update that reached the aggregator. Staleness is by how many versions
+the model had advanced when an update was folded.</p>
 </footer>
 </body>
 </html>

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from rich.filesize import decimal as human_bytes
 from rich.markup import escape
@@ -107,6 +107,7 @@ _EVENTS: Final[Mapping[str, type[Event]]] = {
     "agent": AgentState,
     "aggregator": AggregatorState,
 }
+_TYPES: Final[Mapping[object, str]] = {int: "an integer", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +173,7 @@ def read_log(folder: Path) -> RunLog:
             continue
         try:
             events.append(_parse(record))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # overflow: an integer that no float can hold
             raise DataError(f"{path}, line {number},", str(error)) from error
     return RunLog(events=tuple(sorted(events, key=lambda event: event.t)), cut_off=cut_off)
 
@@ -184,15 +185,13 @@ def _parse(record: object) -> Event:
     event_type = _EVENTS.get(str(record.get("kind")))
     if event_type is None:
         raise ValueError(f"has kind {record.get('kind')!r} instead of one of {', '.join(_EVENTS)}")
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(event_type):
         value = record.get(field.name)
         if field.type is float and type(value) is int:
             value = float(value)
         if type(value) is not field.type:
-            raise ValueError(
-                f"has {field.name} = {value!r} where {event_type.__name__} needs a {field.type.__name__}"
-            )
+            raise ValueError(f"has {field.name} = {value!r} where {_TYPES[field.type]} must stand")
         # Loss alone may be anything: a run that diverges has an infinite one.
         if isinstance(value, int | float) and field.name != "loss" and not 0 <= value < math.inf:
             raise ValueError(f"has {field.name} = {value!r}, which is not a number from 0 up")
@@ -392,12 +391,12 @@ def summary_lines(report: Report) -> list[Line]:
     return [
         Line(
             label="final accuracy",
-            value=_number(report.accuracy, "{:.4f}"),
+            value=_number(report.accuracy, "{:.4f}", missing="–"),
             remark=_number(report.best_accuracy, "best {:.4f}"),
         ),
         Line(
             label=f"time to {target}",
-            value=_number(report.seconds_to_target, "{:,.1f} s"),
+            value=_number(report.seconds_to_target, "{:,.1f} s", missing="–"),
             remark=_number(report.updates_to_target, "{:,} updates folded"),
         ),
         _bytes_line(f"uplink to {target}", report.uplink_bytes_to_target, to_target),
@@ -412,7 +411,7 @@ def summary_lines(report: Report) -> list[Line]:
         Line(label="updates refused", value=f"{sum(report.updates_refused.values()):,}", remark=refused),
         Line(
             label="staleness",
-            value=_number(ages.mean, "{:.2f} on average"),
+            value=_number(ages.mean, "{:.2f} on average", missing="–"),
             remark=_number(ages.max, "{} at most, in versions"),
         ),
         Line(
@@ -424,9 +423,9 @@ def summary_lines(report: Report) -> list[Line]:
     ]
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: float | None, form: str, *, missing: str = "") -> str:
     """Format a number that may be missing."""
-    return "–" if value is None else form.format(value)
+    return missing if value is None else form.format(value)
 
 
 def _bytes_line(label: str, moved: int | None, dense_both_ways: int | None) -> Line:
@@ -436,13 +435,13 @@ def _bytes_line(label: str, moved: int | None, dense_both_ways: int | None) -> L
     dense = dense_both_ways // 2
     if not moved or not dense:
         return Line(label=label, value=human_bytes(moved))
-    remark = f"{compare(moved, dense)} dense float32 ({human_bytes(dense)})"
+    remark = f"{compare(moved, dense)} than dense float32 ({human_bytes(dense)})"
     return Line(label=label, value=human_bytes(moved), remark=remark)
 
 
 def compare(moved: int, dense: int) -> str:
     """Say how many times less (or more) was moved than dense float32 would; both in bytes, above 0."""
-    ratio, word = (dense / moved, "less than") if moved <= dense else (moved / dense, "more than")
+    ratio, word = (dense / moved, "less") if moved <= dense else (moved / dense, "more")
     return f"{ratio:,.0f}× {word}" if ratio >= 100 else f"{ratio:.1f}× {word}"
 
 

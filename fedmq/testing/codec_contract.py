@@ -65,8 +65,7 @@ def check_round_trip(pipeline: Pipeline, vector: FloatVector, error_bound: Error
     assert len(payload) <= pipeline.max_payload_bytes(length), "the payload is larger than max_payload_bytes"
     decoded = pipeline.decode(payload, length)
     _check_sound(pipeline, decoded, length)
-    kept = vector if decoded.indices is None else vector[decoded.indices]
-    kept = kept.astype(np.float64)
+    kept = (vector if decoded.indices is None else vector[decoded.indices]).astype(np.float64)
     error = np.abs(decoded.values - kept)
     bound = error_bound(kept)
     worst = int(np.argmax(error - bound)) if error.size else 0

@@ -10,15 +10,14 @@ a limit on the wait for CONNACK, limits that take effect on the running connecti
 
 * Acks. `Delivery.ack` names the delivery by a number of our own. Those of a broken connection are forgotten, so
   a late or a second ack reaches nobody: brokers reuse packet ids for other messages.
-* Publishes wait in `_queue` and move to `_flight`, into paho, as far as the window allows: the smaller of
-  `max_inflight` and the broker's Receive Maximum. One enters at a time, when the one before it is written, so
-  that a ping never waits behind more than one. paho sends those in flight again, with DUP, at each connection.
-* Too large. What exceeds the broker's Maximum Packet Size is refused before it is sent, since the broker would
-  disconnect us and paho would send it again for ever. A broker that announces none shows it only by hanging up:
-  a publish on which the connection broke `STRIKES` times, with nothing acknowledged in between, is given up.
+* Publishes wait in a `Flight` and go to paho as far as the window allows: the smaller of `max_inflight` and the
+  broker's Receive Maximum. One enters at a time, when the one before it is written, so that a ping never waits
+  behind more than one. paho sends the unacknowledged ones again, with DUP, at each connection.
 * Subscriptions are sent again at each connection until the broker has answered them.
 * Traffic is computed from packet sizes: paho offers no public way to see the bytes. A packet counts in full when
   it is handed to paho. Pings are left out.
+
+Longer than 350 lines, because paho stays in one file, and its loop, its callbacks and what they share are one.
 """
 
 import itertools
@@ -32,7 +31,6 @@ import socket
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -58,32 +56,18 @@ from fedmq.transport.base import (
     Traffic,
 )
 from fedmq.transport.filters import check_filter, check_topic
+from fedmq.transport.flight import STRIKES, TAKEN_OVER, Flight, Publish
 from fedmq.transport.mqtt_settings import MqttSettings
 
 __all__ = ["MqttSettings", "MqttTransport"]
 
-STRIKES = 5  # with the default waits half a minute of trying
-
 _NO_SUBSCRIBERS = 0x10
-_SERVER_SHUTTING_DOWN = 0x8B
-_TAKEN_OVER = 0x8E
-_PACKET_TOO_LARGE = 0x95
+_FAILURE = 0x80  # reason codes from here on
 _RECEIVE_MAXIMUM = 65535  # MQTT 5 section 3.2.2.3.3: what a broker that announces nothing takes
 _TICK = 1.0  # seconds between looks at the keepalive
 _GOODBYE = 1.0  # seconds for what is queued when closing, and again for the goodbye itself
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Publish:
-    token: PublishToken
-    topic: str
-    payload: bytes
-    retain: bool
-    expiry: float | None
-    size: int
-    strikes: int = 0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -129,16 +113,15 @@ class MqttTransport:
         # Seeded by the name: each agent waits differently, and each run alike.
         self._random = random.Random(settings.client_id)
         self._attempts = 0
+        self._delay = 0.0
         self._retry_at = 0.0
         self._attempted_at = 0.0
         self._connected_at = 0.0
         self._attempting = False
         self._online = False
         self._refusal: str | None = None
-        self._window = settings.max_inflight
-        self._queue: deque[_Publish] = deque()
-        self._flight: dict[int, _Publish] = {}
-        self._progress = False  # something was acknowledged on this connection
+        self._hopeless = False
+        self._flight = Flight(settings.max_inflight)
         self._requests: dict[str, _Request] = {}
         self._serials = itertools.count(1)
         self._unacknowledged: dict[int, int] = {}  # serial -> packet id, of this connection
@@ -190,10 +173,10 @@ class MqttTransport:
             raise PacketTooLargeError(topic, size, largest)
         token = PublishToken(next(self._tokens))
         self._outcomes_awaited += 1
-        record = _Publish(
+        publish = Publish(
             token=token, topic=topic, payload=bytes(payload), retain=retain, expiry=expiry, size=size
         )
-        self._command(partial(self._queue.append, record))
+        self._command(partial(self._flight.add, publish))
         return token
 
     def subscribe(self, topic_filter: str) -> None:
@@ -234,8 +217,10 @@ class MqttTransport:
 
     def _run(self) -> None:
         try:
-            while not self._may_stop():
+            while True:
                 self._run_commands()
+                if self._may_stop():
+                    break
                 if self._client.socket() is not None:
                     self._push()
                     left = _TICK if self._close_by is None else self._close_by - time.monotonic()
@@ -284,7 +269,11 @@ class MqttTransport:
 
     def _attempt(self) -> None:
         """Connect once; the outcome comes through the callbacks, or right here."""
-        self._drop_hopeless()
+        if self._hopeless:
+            self._hopeless = False
+            self._recall()
+            words = f"The connection broke {STRIKES} times while it was being sent"
+            self._refuse(self._flight.take_hopeless(), words)
         self._attempting = True
         self._attempted_at = time.monotonic()
         try:
@@ -313,8 +302,7 @@ class MqttTransport:
     def _may_stop(self) -> bool:
         if self._close_by is None:
             return False
-        nothing_left = not self._queue and not self._flight
-        return not self._online or nothing_left or time.monotonic() >= self._close_by
+        return not self._online or not self._flight or time.monotonic() >= self._close_by
 
     def _begin_close(self) -> None:
         self._close_by = time.monotonic() + _GOODBYE
@@ -349,22 +337,19 @@ class MqttTransport:
 
     def _push(self) -> None:
         """Hand the next publish to paho, when it has written the one before."""
-        while self._online and self._queue and len(self._flight) < self._window:
-            if self._client.want_write():
-                return
-            record = self._queue[0]
-            properties = None
-            if self._v5 and record.expiry is not None:
-                properties = Properties(PacketTypes.PUBLISH)
-                properties.MessageExpiryInterval = math.ceil(record.expiry)
-            info = self._client.publish(
-                record.topic, record.payload, qos=1, retain=record.retain, properties=properties
-            )
-            if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                return  # the id after 65,535 others still belongs to one in flight
-            self._queue.popleft()
-            self._flight[info.mid] = record
-            self._count_sent(record.size)
+        publish = self._flight.next()
+        if publish is None or not self._online or self._client.want_write():
+            return
+        properties = None
+        if self._v5 and publish.expiry is not None:
+            properties = _properties(PacketTypes.PUBLISH)
+            properties.MessageExpiryInterval = math.ceil(publish.expiry)
+        info = self._client.publish(
+            publish.topic, publish.payload, qos=1, retain=publish.retain, properties=properties
+        )
+        if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # the id, after 65,535 others, is still in flight
+            self._flight.send(info.mid)
+            self._count_sent(publish.size)
 
     def _take_request(self, request: _Request) -> None:
         self._requests[request.topic_filter] = request
@@ -386,41 +371,14 @@ class MqttTransport:
             self._client.ack(packet_id, 1)
             self._count_sent(packet_size.puback(reason=0, properties=int(self._v5)))
 
-    def _blame(self, reason_code: int | None) -> None:
-        """The connection broke: strike the publish that may have done it.
-
-        The broker handles publishes in order, so the oldest in flight is the one it did not get past, unless it
-        says that one was too large.
-        """
-        if not self._flight or reason_code in (_TAKEN_OVER, _SERVER_SHUTTING_DOWN):
-            return
-        if reason_code == _PACKET_TOO_LARGE:
-            max(self._flight.values(), key=lambda record: record.size).strikes += 1
-        elif not self._progress:
-            next(iter(self._flight.values())).strikes += 1
-
-    def _drop_hopeless(self) -> None:
-        if any(record.strikes >= STRIKES for record in self._flight.values()):
-            self._recall()
-            self._refuse_where(
-                lambda record: record.strikes >= STRIKES,
-                f"The connection broke {STRIKES} times while it was being sent",
-            )
-
     def _recall(self) -> None:
-        """Take everything back from paho, in order. The ids are lost, and with them the DUP marks."""
+        """Take everything back from paho. The packet ids are lost, and with them the DUP marks."""
         self._client.drop_out_messages()
-        self._queue.extendleft(reversed(self._flight.values()))
-        self._flight.clear()
+        self._flight.recall()
 
-    def _refuse_where(self, hopeless: Callable[[_Publish], bool], reason: str) -> None:
-        for record in self._queue:
-            if hopeless(record):
-                self._events.put(PublishRefused(token=record.token, reason=reason))
-        # In place: a command may hold a bound method of this very deque.
-        kept = [record for record in self._queue if not hopeless(record)]
-        self._queue.clear()
-        self._queue.extend(kept)
+    def _refuse(self, publishes: list[Publish], reason: str) -> None:
+        for publish in publishes:
+            self._events.put(PublishRefused(token=publish.token, reason=reason))
 
     # What paho calls, in the network thread.
 
@@ -435,7 +393,12 @@ class MqttTransport:
             self._selector.unregister(sock)
 
     def _on_connect(
-        self, _client: Client, _data: object, flags: ConnectFlags, reason: ReasonCode, properties: Properties
+        self,
+        _client: Client,
+        _data: object,
+        flags: ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
     ) -> None:
         self._count_received(packet_size.connack(properties=self._packed(properties)))
         if reason.is_failure:
@@ -443,9 +406,8 @@ class MqttTransport:
             return
         receive_maximum = getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM)
         largest = getattr(properties, "MaximumPacketSize", packet_size.LARGEST_PACKET)
-        self._online, self._progress = True, False
+        self._online = True
         self._connected_at = time.monotonic()
-        self._window = min(self._settings.max_inflight, receive_maximum)
         self._largest_packet = largest
         self._events.put(
             Connected(
@@ -454,12 +416,12 @@ class MqttTransport:
                 maximum_packet_size=largest,
             )
         )
-        # paho sends what is in flight when this returns; here is the place to take it back.
-        if len(self._flight) > self._window or any(r.size > largest for r in self._flight.values()):
+        # paho sends what is unacknowledged when this returns; here is the place to take it back.
+        if self._flight.opened(receive_maximum=receive_maximum, largest=largest):
             self._recall()
-        self._refuse_where(lambda record: record.size > largest, "Packet too large")
-        for record in self._flight.values():
-            self._count_sent(record.size)
+        self._refuse(self._flight.take_larger(largest), "Packet too large")
+        for size in self._flight.sent_bytes:
+            self._count_sent(size)
         for request in self._requests.values():
             self._send_request(request)
 
@@ -469,30 +431,29 @@ class MqttTransport:
         _data: object,
         flags: DisconnectFlags,
         reason: ReasonCode,
-        properties: Properties,
+        properties: Properties | None,
     ) -> None:
         code = None
         if flags.is_disconnect_packet_from_server:
             code = reason.value
             self._count_received(packet_size.disconnect(reason=code, properties=self._packed(properties)))
         if self._online and self._close_by is None:
-            self._blame(code)
+            self._hopeless = self._flight.broke(code) or self._hopeless
         words = self._refusal or (str(reason) if code is not None else f"connection lost: {reason}")
-        self._lost(words, taken_over=code == _TAKEN_OVER)
+        self._lost(words, taken_over=code == TAKEN_OVER)
 
     def _lost(self, reason: str, *, taken_over: bool = False) -> None:
         """Note the end of a connection or of an attempt, once, and when to try again."""
         if not self._attempting:
             return
         now = time.monotonic()
-        shortest, longest = self._settings.reconnect_min, self._settings.reconnect_max
-        # Doubling, from the start again once a connection outlived the wait that it took to get it.
-        ceiling = min(longest, shortest * 2.0 ** min(self._attempts, 30))
-        if self._online and now - self._connected_at > ceiling:
-            self._attempts = 0
+        if self._online and now - self._connected_at > self._delay:
+            self._attempts = 0  # it held longer than it took to wait for it
         self._attempts += 1
-        ceiling = min(longest, shortest * 2.0 ** min(self._attempts, 30))
-        self._retry_at = now + self._random.uniform(shortest, ceiling)
+        self._delay = reconnect_delay(
+            self._attempts, self._settings.reconnect_min, self._settings.reconnect_max, self._random
+        )
+        self._retry_at = now + self._delay
         self._attempting, self._online, self._refusal = False, False, None
         self._largest_packet = None
         self._unacknowledged.clear()
@@ -500,18 +461,17 @@ class MqttTransport:
             self._events.put(Disconnected(reason=reason, taken_over=taken_over))
 
     def _on_publish(
-        self, _client: Client, _data: object, mid: int, reason: ReasonCode, properties: Properties
+        self, _client: Client, _data: object, mid: int, reason: ReasonCode, properties: Properties | None
     ) -> None:
         code = reason.value if self._v5 else 0
         self._count_received(packet_size.puback(reason=code, properties=self._packed(properties)))
-        record = self._flight.pop(mid)
-        self._progress = True
+        publish = self._flight.acknowledge(mid)
         # Nobody has subscribed yet, but the broker keeps what is retained for those who will.
-        kept = code == _NO_SUBSCRIBERS and record.retain
-        if kept or (code < 0x80 and code != _NO_SUBSCRIBERS):
-            self._events.put(PublishAccepted(token=record.token))
+        nowhere = code == _NO_SUBSCRIBERS and not publish.retain
+        if nowhere or code >= _FAILURE:
+            self._events.put(PublishRefused(token=publish.token, reason=str(reason)))
         else:
-            self._events.put(PublishRefused(token=record.token, reason=str(reason)))
+            self._events.put(PublishAccepted(token=publish.token))
 
     def _on_message(self, _client: Client, _data: object, message: MQTTMessage) -> None:
         try:
@@ -520,7 +480,7 @@ class MqttTransport:
             _log.warning("dropped a message with a topic that is not UTF-8")
             self._client.ack(message.mid, message.qos)
             return
-        properties = 0 if message.properties is None else self._packed(message.properties)
+        properties = self._packed(message.properties)
         self._count_received(
             packet_size.publish(topic, len(message.payload), qos=message.qos, properties=properties)
         )
@@ -543,7 +503,12 @@ class MqttTransport:
         )
 
     def _on_suback(
-        self, _client: Client, _data: object, mid: int, reasons: list[ReasonCode], properties: Properties
+        self,
+        _client: Client,
+        _data: object,
+        mid: int,
+        reasons: list[ReasonCode],
+        properties: Properties | None,
     ) -> None:
         self._count_received(packet_size.suback(properties=self._packed(properties), codes=len(reasons)))
         for request in self._requests.values():
@@ -557,8 +522,10 @@ class MqttTransport:
 
     # Small things.
 
-    def _packed(self, properties: Properties) -> int:
-        return len(properties.pack()) if self._v5 else 0
+    def _packed(self, properties: Properties | None) -> int:
+        if not self._v5:
+            return 0
+        return 1 if properties is None else len(properties.pack())  # type: ignore[no-untyped-call]
 
     def _count_sent(self, size: int) -> None:
         self._traffic.bytes_sent += size
@@ -590,10 +557,10 @@ class MqttTransport:
             client.will_set(topic, payload, qos=1, retain=settings.will.retain)
             will_bytes = packet_size.will(topic, len(payload), properties=int(self._v5))
         if self._v5:
-            wishes = Properties(PacketTypes.CONNECT)
+            wishes = _properties(PacketTypes.CONNECT)
             wishes.SessionExpiryInterval = settings.session_expiry
             wishes.ReceiveMaximum = settings.receive_maximum
-            properties = len(wishes.pack())
+            properties = self._packed(wishes)
             client.connect_async(
                 settings.host,
                 settings.port,
@@ -621,6 +588,22 @@ class MqttTransport:
         # With this set paho only queues packets, and the loop alone writes them.
         client.on_socket_register_write = _ignore
         return client
+
+
+def reconnect_delay(attempt: int, shortest: float, longest: float, generator: random.Random) -> float:
+    """Seconds to wait before the next attempt: anything up to a ceiling that doubles, so that a fleet spreads.
+
+    Args:
+        attempt: 1 after the first failure.
+        shortest: seconds, the floor.
+        longest: seconds, the ceiling's ceiling.
+        generator: the client's own.
+    """
+    return generator.uniform(shortest, min(longest, shortest * 2.0 ** min(attempt, 30)))
+
+
+def _properties(packet_type: int) -> Properties:
+    return Properties(packet_type)  # type: ignore[no-untyped-call]
 
 
 def _nothing() -> None:

@@ -1,0 +1,111 @@
+"""Recovery: an engine from whatever the store holds.
+
+Snapshot plus journal tail gives the bit-identical state (law 2). The tail is folded with the rule that it was folded
+with; only then does a changed setting take effect. A snapshot whose digest does not match is passed over
+for the one before.
+"""
+
+import logging
+import secrets
+import time
+
+from fedmq.errors import SettingError, StoreError
+from fedmq.modelfile import load_model
+
+from . import strategy
+from .engine import Engine
+from .ledger import Ledger
+from .settings import AggregatorSettings
+from .state import pack_state, unpack_state
+from .store import Snapshot, Store
+from .strategy import Rule, make_rule
+
+log = logging.getLogger(__name__)
+
+
+def recover(settings: AggregatorSettings, store: Store) -> Engine:
+    """The engine as it was when the last decision became durable; a new one for an empty store.
+
+    Raises:
+        StoreError: no snapshot with its journal tail is intact.
+        SettingError: the store is empty and there is no model to start from, or the model differs from the
+            store's.
+        ModelFileError: the model file cannot be read.
+    """
+    rule = make_rule(settings.fold)
+    engine = _restore(settings, store)
+    if engine is None:
+        engine = _begin(settings, rule)
+        _save(settings, store, engine)
+    elif engine.rule != rule:
+        log.info("the fold settings changed: %s", rule)
+        engine.rule = rule
+        if rule.momentum and not engine.state.momentum.size:
+            engine.state.momentum = strategy.init(rule, engine.state.vector).momentum
+        _save(settings, store, engine)
+    return engine
+
+
+def _restore(settings: AggregatorSettings, store: Store) -> Engine | None:
+    ledger = Ledger(store.receipts())
+    tried = 0
+    for snapshot in store.snapshots():
+        try:
+            engine = unpack_state(
+                snapshot.state,
+                ledger=ledger,
+                admission=settings.admission,
+                max_update_bytes=settings.task.max_update_bytes,
+            )
+            replayed = engine.replay(store.records(engine.position))
+        except StoreError as error:
+            log.error("the snapshot at record %d is of no use: %s", snapshot.position, error)
+            tried += 1
+            continue
+        log.info("recovered version %d: %d records behind the snapshot", engine.state.version, replayed)
+        _check_model(settings, engine)
+        return engine
+    if tried or store.has_history():
+        raise StoreError(
+            f"{settings.store.path}: no intact snapshot is left: restore a backup, or start with a new store path"
+        )
+    return None
+
+
+def _begin(settings: AggregatorSettings, rule: Rule) -> Engine:
+    if settings.model is None:
+        raise SettingError("model", None, "a new store needs a safetensors file to start from: give --model")
+    layout, vector = load_model(settings.model)
+    log.info("a new federation of %d parameters from %s", layout.size, settings.model)
+    return Engine(
+        epoch=secrets.randbits(62) + 1,
+        layout=layout,
+        rule=rule,
+        state=strategy.init(rule, vector),
+        ledger=Ledger(),
+        admission=settings.admission,
+        max_update_bytes=settings.task.max_update_bytes,
+    )
+
+
+def _check_model(settings: AggregatorSettings, engine: Engine) -> None:
+    """A model file beside a store with history is not used; but one of another shape is a mistake."""
+    if settings.model is None or not settings.model.exists():
+        return
+    layout, _ = load_model(settings.model)
+    if layout.fingerprint != engine.layout.fingerprint:
+        raise SettingError(
+            "model",
+            str(settings.model),
+            f"the store {settings.store.path} holds another model ({engine.layout.difference(layout)}): give this "
+            "model a store of its own",
+        )
+
+
+def _save(settings: AggregatorSettings, store: Store, engine: Engine) -> None:
+    store.save_snapshot(
+        Snapshot(position=engine.position, version=engine.state.version, state=pack_state(engine)),
+        created=time.time(),
+        keep=settings.store.keep_snapshots,
+        keep_records=settings.store.keep_records,
+    )

@@ -1,0 +1,401 @@
+"""The service: the aggregator's shell, with its only clock, file and socket.
+
+One thread, one loop: take what the transport has, let the engine decide, make the decision durable, commit it,
+acknowledge, send receipts, publish. A failing disk stops the loop at the first of these steps: nothing is
+acknowledged, the broker's window fills, and the same batch is tried again until the disk takes it.
+"""
+
+import json
+import logging
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from fedmq import __version__, wire
+from fedmq.envelope import Kind
+from fedmq.errors import StoreError, TransportError
+from fedmq.eventlog import EventLog
+from fedmq.plan import Plan
+from fedmq.topics import Topics, is_name, last_level
+from fedmq.transport.base import (
+    Connected,
+    Delivery,
+    Disconnected,
+    PublishAccepted,
+    PublishRefused,
+    PublishToken,
+    SubscriptionRefused,
+    Transport,
+    Will,
+)
+from fedmq.types import ClientId, ObjectRef, Presence, PresenceState, Receipt, Refusal
+
+from .engine import Arrival, Decision, Engine
+from .ledger import Key
+from .publisher import Publisher
+from .recovery import recover
+from .settings import AggregatorSettings
+from .spool import Spool
+from .state import pack_state
+from .store import ChunkChanges, Snapshot, Store
+
+log = logging.getLogger(__name__)
+
+#: Days that the broker keeps updates for an aggregator that is away.
+SESSION_EXPIRY: Final = 7 * 24 * 3600
+#: Receipts on their way at a time; further ones wait, and newer ones of the same client replace them.
+_RECEIPT_WINDOW: Final = 256
+_RETRY_SECONDS: Final = 1.0
+_NOBODY_LISTENS: Final = "No matching subscribers"
+
+
+def presence(epoch: int, boot: int, state: PresenceState) -> bytes:
+    """The aggregator's birth, goodbye or will."""
+    return wire.pack_presence(
+        Kind.AGGREGATOR, Presence(state=state, boot=boot, epoch=epoch, software=f"fedmq {__version__}")
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Counters:
+    """Since this process started."""
+
+    received: int = 0
+    received_bytes: int = 0
+    duplicates: int = 0
+    batches: int = 0
+    versions_published: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class Service:
+    """One aggregator.
+
+    Args:
+        settings: what the operator says.
+        store: open; the service closes it.
+        connect: makes the transport from the client id, the will and the session expiry in seconds.
+        clock: monotonic seconds.
+
+    Raises:
+        StoreError: the store is damaged.
+        SettingError, ModelFileError: there is no model to start from, or it contradicts the store.
+    """
+
+    def __init__(
+        self,
+        settings: AggregatorSettings,
+        store: Store,
+        connect: Callable[[str, Will, int], Transport],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._store, self._clock = settings, store, clock
+        self._topics = Topics(settings.federation)
+        self.engine: Engine = recover(settings, store)
+        self._spool = Spool(
+            is_settled=self.engine.is_settled,
+            max_update_bytes=settings.task.max_update_bytes,
+            max_bytes=settings.spool_bytes,
+        )
+        self._spool.restore(store.chunks(), clock())
+        self._publisher = Publisher(settings.publish)
+        self._events = EventLog(settings.events)
+        self._boot = secrets.randbits(62) + 1
+        will = Will(
+            topic=self._topics.aggregator(settings.shard),
+            payload=presence(self.engine.epoch, self._boot, PresenceState.OFFLINE),
+        )
+        self._transport = connect(f"{settings.federation}-aggregator-{settings.shard}", will, SESSION_EXPIRY)
+        self._counters = _Counters()
+        self._pending: deque[Delivery] = deque()
+        self._owed: dict[Key, None] = {}
+        self._notices: dict[str, Refusal] = {}
+        self._receipts_out: set[PublishToken] = set()
+        self._connected = False
+        self._stopping = False
+        self._published_version = -1
+        self._published_at = self._stats_at = -1e9
+        self._snapshot_position = self.engine.position
+
+    def stop(self) -> None:
+        """Let `run` end after the batch at hand. The one method that other threads and signals may call."""
+        self._stopping = True
+        self._transport.wake()
+
+    def run(self) -> None:
+        """Serve until `stop`, then take a snapshot, say goodbye and close everything."""
+        self._transport.start()
+        state = self.engine.state
+        log.info("serving %s from version %d", self._settings.federation, state.version)
+        self._events.write("aggregator", state="up", version=state.version)
+        try:
+            while not self._stopping:
+                self.turn()
+            self._leave()
+        finally:
+            self._transport.close()
+            self._store.close()
+            self._events.write("aggregator", state="down", version=self.engine.state.version)
+            self._events.close()
+
+    def turn(self) -> None:
+        """Wait for something to do, and do it."""
+        now = self._clock()
+        self._gather(now)
+        if self._pending:
+            self._process()
+        now = self._clock()
+        self._spool.expire(now)
+        if self._connected:
+            self._send_receipts()
+            self._publish(now)
+            if now - self._stats_at >= self._settings.stats_interval:
+                self._stats_at = now
+                self._publish_stats()
+
+    def _gather(self, now: float) -> None:
+        """Take events until a batch is full, or has waited long enough, or there is something else to do."""
+        store = self._settings.store
+        deadline = now + self._idle(now)
+        while len(self._pending) < store.batch_size and not self._stopping:
+            remaining = deadline - self._clock()
+            event = self._transport.poll(max(remaining, 0.0))
+            if event is None:
+                return
+            match event:
+                case Delivery():
+                    if not self._pending:
+                        deadline = min(deadline, self._clock() + store.batch_delay)
+                    self._pending.append(event)
+                case Connected():
+                    self._greet()
+                case Disconnected(reason=reason, taken_over=taken_over):
+                    self._connected = False
+                    self._pending.clear()  # the broker sends them again; acks of this connection are void
+                    log.warning("no connection to the broker: %s", reason)
+                    if taken_over:
+                        log.error(
+                            "another client uses this aggregator's client id: is a second aggregator running "
+                            "for federation %s, shard %s?",
+                            self._settings.federation,
+                            self._settings.shard,
+                        )
+                case PublishAccepted(token=token) | PublishRefused(token=token, reason=_):
+                    self._receipts_out.discard(token)
+                    if isinstance(event, PublishRefused) and event.reason != _NOBODY_LISTENS:
+                        log.error("the broker refused a publish: %s", event.reason)
+                case SubscriptionRefused(topic_filter=topic_filter, reason=reason):
+                    log.error("the broker refuses the subscription to %s: %s", topic_filter, reason)
+
+    def _idle(self, now: float) -> float:
+        """Seconds until something is due although nothing arrives."""
+        if not self._connected:
+            return 1.0
+        due = self._stats_at + self._settings.stats_interval
+        if self.engine.state.version > self._published_version:
+            due = min(due, self._published_at + self._settings.publish.min_interval)
+        if self._owed and len(self._receipts_out) < _RECEIPT_WINDOW:
+            due = now
+        return min(max(due - now, 0.0), 1.0)
+
+    def _process(self) -> None:
+        """Decide, persist, commit, acknowledge: in this order (law 1)."""
+        batch = list(self._pending)
+        now = self._clock()
+        arrivals = []
+        for delivery in batch:
+            client = last_level(delivery.topic)
+            if is_name(client) and (arrival := self._spool.take(client, delivery.payload, now)):
+                arrivals.append(arrival)
+        decision = self.engine.offer(arrivals)
+        changes = self._spool.take_changes()
+        if decision.records or changes.added or changes.dropped:
+            self._persist(decision, changes)
+        self.engine.commit(decision)
+        for delivery in batch:
+            delivery.ack()
+        self._pending.clear()
+        self._note(batch, arrivals, decision)
+        if self.engine.position - self._snapshot_position >= self._settings.store.snapshot_records:
+            self._snapshot()
+
+    def _persist(self, decision: Decision, changes: ChunkChanges) -> None:
+        while True:
+            try:
+                self._store.append(decision.records, decision.receipts, changes, time.time())
+                return
+            except StoreError as error:
+                log.error("%s Nothing is acknowledged until it works; trying again.", error)
+                if self._stopping:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+
+    def _note(self, batch: Sequence[Delivery], arrivals: Sequence[Arrival], decision: Decision) -> None:
+        """Counters, diary and the receipts now owed."""
+        counters = self._counters
+        counters.batches += 1
+        counters.received += len(batch)
+        counters.received_bytes += sum(len(delivery.payload) for delivery in batch)
+        counters.duplicates += decision.duplicates
+        self._owed.update(dict.fromkeys(decision.answers))
+        for client, refusal in decision.dropped:
+            counters.dropped[refusal.reason] += 1
+            self._notices[client] = refusal
+            self._owed[self.engine.ledger.latest(ClientId(client))] = None
+            log.warning("dropped a message from %s: %s", client, refusal)
+            self._events.write("refusal", client=client, seq=0, reason=refusal.reason)
+        for record in decision.records:
+            if record.refusal is not None:
+                log.warning("refused %s: %s", record.id, record.refusal)
+                self._events.write(
+                    "refusal", client=record.id.client, seq=record.id.seq, reason=record.refusal.reason
+                )
+            else:
+                self._events.write(
+                    "fold",
+                    client=record.id.client,
+                    seq=record.id.seq,
+                    base_version=record.base_version,
+                    version=record.version,
+                    staleness=record.staleness,
+                    bytes=len(record.message),
+                )
+
+    def _snapshot(self) -> None:
+        engine, settings = self.engine, self._settings.store
+        snapshot = Snapshot(position=engine.position, version=engine.state.version, state=pack_state(engine))
+        try:
+            self._store.save_snapshot(
+                snapshot,
+                created=time.time(),
+                keep=settings.keep_snapshots,
+                keep_records=settings.keep_records,
+            )
+        except StoreError as error:  # the journal still has everything; the next one will do
+            log.error("no snapshot was taken: %s", error)
+            return
+        self._snapshot_position = engine.position
+
+    def _greet(self) -> None:
+        """After each connect: the broker may have lost what it kept, so everything is published again."""
+        self._connected = True
+        self._receipts_out.clear()
+        topics, settings = self._topics, self._settings
+        # First the subscription: an agent that finds a model must find someone listening.
+        self._transport.subscribe(topics.updates(settings.shard))
+        self._send(topics.plan, wire.pack_plan(self.plan))
+        for ref, chunks in self._publisher.keyframe_objects():
+            self._send_object(ref, chunks)
+        self._published_version, self._published_at = -1, -1e9
+        self._publish(self._clock())
+        self._send(
+            topics.aggregator(settings.shard), presence(self.engine.epoch, self._boot, PresenceState.ONLINE)
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """What the clients are asked to do."""
+        task, rule = self._settings.task, self.engine.rule
+        return Plan(
+            epoch=self.engine.epoch,
+            layout=self.engine.layout,
+            trainer=task.trainer,
+            trainer_settings=task.settings,
+            local_epochs=task.local_epochs,
+            codec=task.codec,
+            chunk_bytes=self._settings.publish.chunk_bytes,
+            max_update_bytes=task.max_update_bytes,
+            max_staleness=rule.max_staleness,
+            wait_for_new_version=rule.synchronous,
+            resend_seconds=task.resend_seconds,
+        )
+
+    def _publish(self, now: float) -> None:
+        model = self.engine.model
+        if model.version <= self._published_version:
+            return
+        if now - self._published_at < self._settings.publish.min_interval:
+            return
+        publication = self._publisher.publish(model)
+        for ref, chunks in publication.objects:
+            self._send_object(ref, chunks)
+        head = wire.pack_head(publication.head)
+        if self._send(self._topics.model, head) is None:
+            return  # the queue is full; the next turn tries again
+        for ref in publication.retired:
+            for index in range(ref.chunks):
+                self._send(self._topics.object(ref.id, index), b"")
+        self._published_version, self._published_at = model.version, now
+        self._counters.versions_published += 1
+        objects = sum(ref.size for ref, _ in publication.objects)
+        is_keyframe = publication.head.delta is None
+        self._events.write(
+            "publish",
+            version=model.version,
+            keyframe_bytes=objects if is_keyframe else 0,
+            delta_bytes=len(head) + (0 if is_keyframe else objects),
+        )
+
+    def _send_object(self, ref: ObjectRef, chunks: Sequence[bytes]) -> None:
+        for index, chunk in enumerate(chunks):
+            self._send(self._topics.object(ref.id, index), chunk)
+
+    def _send(self, topic: str, payload: bytes) -> PublishToken | None:
+        try:
+            return self._transport.publish(topic, payload, retain=True)
+        except TransportError as error:
+            log.error("not published to %s: %s", topic, error)
+            return None
+
+    def _send_receipts(self) -> None:
+        while self._owed and len(self._receipts_out) < _RECEIPT_WINDOW:
+            key = next(iter(self._owed))
+            del self._owed[key]
+            client, epoch = key
+            receipt: Receipt = self.engine.ledger.get(client, epoch)
+            notice = self._notices.pop(client, None)
+            token = self._send(
+                self._topics.receipt(client), wire.pack_receipt(replace(receipt, notice=notice))
+            )
+            if token is None:
+                self._owed[key] = None
+                return
+            self._receipts_out.add(token)
+
+    def _publish_stats(self) -> None:
+        engine, counters = self.engine, self._counters
+        state = engine.state
+        self._send(
+            self._topics.stats("aggregator"),
+            json.dumps(
+                {
+                    "version": state.version,
+                    "updates_folded": engine.tally.folded,
+                    "updates_refused": dict(engine.tally.refused + counters.dropped),
+                    "duplicates": counters.duplicates,
+                    "received": counters.received,
+                    "received_bytes": counters.received_bytes,
+                    "batches": counters.batches,
+                    "versions_published": counters.versions_published,
+                    "mean_staleness": round(state.mean_staleness, 3),
+                    "buffered": state.filled,
+                    "buffer_size": engine.rule.buffer_size,
+                    "strategy": self._settings.fold.strategy,
+                    "time": time.time(),
+                }
+            ).encode(),
+        )
+
+    def _leave(self) -> None:
+        self._snapshot()
+        if self._connected:
+            self._send_receipts()
+            self._publish_stats()
+            self._send(
+                self._topics.aggregator(self._settings.shard),
+                presence(self.engine.epoch, self._boot, PresenceState.OFFLINE),
+            )
+        log.info("stopped at version %d", self.engine.state.version)

@@ -1,0 +1,74 @@
+"""Error feedback: what the codec dropped is added to the next delta.
+
+Seide et al., Interspeech 2014; in federated learning STC, Sattler et al., arXiv 1903.02891, Algorithm 2.
+
+The residual is state of the device, not of the codec. Law 8: its mass is conserved. For each trainable parameter, in
+float32,
+
+    sent + residual' = delta + residual,        residual' = (delta + residual) − sent
+
+and when an update is refused, what it sent comes back: `residual'' = residual' + sent`. Buffers are sent dense and
+leave no residual.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedmq import encoding
+from fedmq.codecs import Pipeline
+from fedmq.layout import ParamLayout
+from fedmq.types import ParamVector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Encoded:
+    """One delta on its way.
+
+    Attributes:
+        payload: for the update.
+        residual: what stays behind, float32, shape (layout.trainable_size,).
+    """
+
+    payload: bytes = field(repr=False)
+    residual: ParamVector = field(repr=False)
+
+
+def encode_with_feedback(
+    layout: ParamLayout, pipeline: Pipeline, delta: ParamVector, residual: ParamVector | None
+) -> Encoded:
+    """Encode `delta + residual` and keep what the codec drops.
+
+    Args:
+        layout: the model's.
+        pipeline: the plan's.
+        delta: `local − base`, float32, shape (layout.size,).
+        residual: what stayed behind before, shape (layout.trainable_size,); None for nothing.
+
+    Raises:
+        CodecError: the delta is not finite: training diverged.
+    """
+    wanted = delta.copy()
+    head = wanted[: layout.trainable_size]
+    if residual is not None:
+        head += residual
+    payload = encoding.encode(layout, pipeline, wanted)
+    sent = encoding.decode(layout, pipeline, payload).trainable
+    kept = head.copy()
+    sent.add_to(kept, -1.0)
+    return Encoded(payload=payload, residual=kept)
+
+
+def give_back(
+    layout: ParamLayout, parse: Callable[[str], Pipeline], codec: str, payload: bytes, residual: ParamVector
+) -> ParamVector:
+    """The residual after an update was refused: what it sent returns."""
+    returned = residual.copy()
+    encoding.decode(layout, parse(codec), payload).trainable.add_to(returned, 1.0)
+    return returned
+
+
+def empty_residual(layout: ParamLayout) -> ParamVector:
+    """Nothing has stayed behind yet."""
+    return np.zeros(layout.trainable_size, np.float32)

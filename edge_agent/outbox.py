@@ -1,0 +1,168 @@
+"""The outbox: updates on disk until their receipt, with the residual that belongs to them.
+
+One SQLite file. An update's bytes, its sequence number and the residual that it leaves behind are written in one
+transaction, so that a power cut leaves either all three or none: no number is used twice and no mass is lost or
+doubled. The outbox is bounded; what does not fit is the caller's to decide, visibly.
+"""
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from fedmq.database import Database
+from fedmq.errors import StoreError
+from fedmq.types import ParamVector
+from fedmq.wire import MAX_RECEIPT_ENTRIES
+
+SCHEMA: Final = 1
+_APPLICATION_ID: Final = 0x464D514F  # "FMQO"
+
+_TABLES: Final = """
+CREATE TABLE outbox (seq INTEGER PRIMARY KEY, message BLOB NOT NULL, created REAL NOT NULL);
+CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One update that has no receipt yet.
+
+    Attributes:
+        seq: its number.
+        message: its envelope.
+    """
+
+    seq: int
+    message: bytes = field(repr=False)
+
+
+class Outbox:
+    """The open file, held by one process at a time.
+
+    Args:
+        path: the file; made when it is missing, with its folder. A new file means a new epoch.
+        max_updates: how many updates it holds at most.
+        max_bytes: how many bytes of updates it holds at most.
+
+    Raises:
+        StoreError: another process has it open, it is no outbox, it is damaged, or the disk refuses.
+    """
+
+    def __init__(self, path: Path, *, max_updates: int = 64, max_bytes: int = 256 * 1024 * 1024) -> None:
+        self._max_updates = min(max_updates, MAX_RECEIPT_ENTRIES)
+        self._max_bytes = max_bytes
+        self._file = Database(
+            path, tables=_TABLES, application_id=_APPLICATION_ID, schema=SCHEMA, purpose="agent's outbox"
+        )
+        self._db = self._file.connection
+        with self._file.explained("read"):
+            with self._file.transaction():
+                self._insert_if_new("epoch", secrets.randbits(62) + 1)
+                self._insert_if_new("next", 1)
+            self.epoch = self._number("epoch")
+            self._next = self._number("next")
+            rows = self._db.execute("SELECT seq, length(message) FROM outbox ORDER BY seq")
+            self._sizes: dict[int, int] = dict(rows.fetchall())
+
+    @property
+    def next_seq(self) -> int:
+        """The number of the next update."""
+        return self._next
+
+    @property
+    def floor(self) -> int:
+        """The lowest number still kept; `next_seq` when the outbox is empty."""
+        return min(self._sizes, default=self._next)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further update may be put in."""
+        return len(self._sizes) >= self._max_updates or sum(self._sizes.values()) >= self._max_bytes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __contains__(self, seq: int) -> bool:
+        return seq in self._sizes
+
+    def put(self, message: bytes, *, residual: ParamVector, fingerprint: bytes, created: float) -> int:
+        """Keep one update and what it leaves behind.
+
+        Args:
+            message: its envelope, made for `next_seq` and `floor`.
+            residual: float32, replaces the one before.
+            fingerprint: of the layout that the residual belongs to.
+            created: wall time in seconds since 1970, for people.
+
+        Returns:
+            Its number.
+
+        Raises:
+            StoreError: the disk is full or fails; nothing has changed.
+        """
+        seq = self._next
+        with self._file.explained("write"), self._file.transaction():
+            self._db.execute("INSERT INTO outbox VALUES (?, ?, ?)", (seq, message, created))
+            self._set("next", seq + 1)
+            self._set_residual(residual, fingerprint)
+        self._next = seq + 1
+        self._sizes[seq] = len(message)
+        return seq
+
+    def forget(self, seq: int) -> None:
+        """Drop an update that was folded."""
+        with self._file.explained("write"), self._file.transaction():
+            self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
+        self._sizes.pop(seq, None)
+
+    def give_up(self, seq: int, *, residual: ParamVector, fingerprint: bytes) -> None:
+        """Drop an update that was refused, and take back what it carried, in one transaction."""
+        with self._file.explained("write"), self._file.transaction():
+            self._db.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
+            self._set_residual(residual, fingerprint)
+        self._sizes.pop(seq, None)
+
+    def get(self, seq: int) -> Outgoing:
+        """One update.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        with self._file.explained("read"):
+            row = self._db.execute("SELECT message FROM outbox WHERE seq = ?", (seq,)).fetchone()
+        if row is None:
+            raise StoreError(f"{self._file.path} holds no update {seq}")
+        return Outgoing(seq=seq, message=row[0])
+
+    def pending(self) -> list[int]:
+        """The numbers of all updates without a receipt, ascending."""
+        return sorted(self._sizes)
+
+    def residual(self, fingerprint: bytes) -> ParamVector | None:
+        """What stayed behind for a layout; None when there is nothing, or it belongs to another layout."""
+        with self._file.explained("read"):
+            row = self._db.execute("SELECT value FROM state WHERE key = 'residual'").fetchone()
+            owner = self._db.execute("SELECT value FROM state WHERE key = 'fingerprint'").fetchone()
+        if row is None or owner[0] != fingerprint:
+            return None
+        return np.frombuffer(row[0], "<f4").astype(np.float32)
+
+    def close(self) -> None:
+        """Close the file and let others have it. Idempotent."""
+        self._file.close()
+
+    def _number(self, key: str) -> int:
+        return int(self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()[0])
+
+    def _insert_if_new(self, key: str, value: int) -> None:
+        self._db.execute("INSERT OR IGNORE INTO state VALUES (?, ?)", (key, value))
+
+    def _set(self, key: str, value: int | bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
+
+    def _set_residual(self, residual: ParamVector, fingerprint: bytes) -> None:
+        self._set("residual", residual.astype("<f4", copy=False).tobytes())
+        self._set("fingerprint", fingerprint)

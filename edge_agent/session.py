@@ -1,0 +1,330 @@
+"""EdgeSession: what an edge agent does next. No thread, socket, file or clock.
+
+Theory of operation. The shell tells the session what happened (`handle`) and what time it is (`tick`), and carries out
+the effects that it returns, in order. Two concerns live here, and they meet only in the outbox's room:
+
+* the cycle: pull the newest model, train, upload, again. `TRANSITIONS` is the whole of it; a signal that has
+  no entry for the present state changes nothing.
+* delivery: every update in the outbox is sent, and sent again, until its receipt comes. PUBACK does not count
+  (law 4).
+
+                  READY                MODEL               TRAINED
+        IDLE ──────────────▶ PULLING ─────────▶ TRAINING ───────────▶ UPLOADING
+         ▲ ▲   BLOCKED        │   ▲               │   ▲                 │    │
+         │ └──────────────────┤   └─── READY ─────┼───┼─────────────────┘    │
+         │            KNOWN   ▼                   │   │ MODEL                │ FULL
+         ├──────────────── WAITING ◀──────────────┼───┘──────────────────────┘
+         │   BLOCKED                              │ FAILED
+         └────────────── SLEEPING ◀───────────────┘
+              RESTED
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+from typing import Final
+
+
+class State(StrEnum):
+    """Where in its cycle an agent is."""
+
+    IDLE = "idle"
+    PULLING = "pulling"
+    TRAINING = "training"
+    UPLOADING = "uploading"
+    WAITING = "waiting"
+    SLEEPING = "sleeping"
+
+
+class Signal(Enum):
+    """What moves an agent from one state to another."""
+
+    READY = auto()  # connection, plan, aggregator and room in the outbox are there
+    BLOCKED = auto()  # the connection, the plan or the aggregator went away
+    FULL = auto()  # the outbox has no room
+    MODEL = auto()  # a model to train from is in hand
+    KNOWN = auto()  # the newest model is one that must not be trained on again
+    TRAINED = auto()  # an update is in the outbox
+    FAILED = auto()  # training failed
+    RESTED = auto()  # the pause is over
+
+
+TRANSITIONS: Final[Mapping[tuple[State, Signal], State]] = {
+    (State.IDLE, Signal.READY): State.PULLING,
+    (State.PULLING, Signal.MODEL): State.TRAINING,
+    (State.PULLING, Signal.KNOWN): State.WAITING,
+    (State.PULLING, Signal.BLOCKED): State.IDLE,
+    (State.PULLING, Signal.FULL): State.WAITING,
+    (State.TRAINING, Signal.TRAINED): State.UPLOADING,
+    (State.TRAINING, Signal.FAILED): State.SLEEPING,
+    (State.UPLOADING, Signal.READY): State.PULLING,
+    (State.UPLOADING, Signal.BLOCKED): State.IDLE,
+    (State.UPLOADING, Signal.FULL): State.WAITING,
+    (State.WAITING, Signal.MODEL): State.TRAINING,
+    (State.WAITING, Signal.READY): State.PULLING,
+    (State.WAITING, Signal.BLOCKED): State.IDLE,
+    (State.SLEEPING, Signal.RESTED): State.IDLE,
+}
+
+#: A retained receipt gets this long, after a connect, to make sending again unnecessary.
+RECEIPT_GRACE: Final = 1.0
+#: A pull that brought nothing is begun anew after this long.
+PULL_SECONDS: Final = 30.0
+REST_SECONDS: Final = 5.0
+MAX_REST_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """The connection to the broker is up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unlinked:
+    """The connection to the broker is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSeen:
+    """A plan came.
+
+    Attributes:
+        usable: whether this device can satisfy it.
+        once_per_version: whether a version may be trained on only once.
+        resend_seconds: after how long without a receipt an update is sent again.
+    """
+
+    usable: bool
+    once_per_version: bool
+    resend_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregatorSeen:
+    """The aggregator was born or died."""
+
+    online: bool
+    boot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSeen:
+    """A model is complete."""
+
+    epoch: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """An update was put into the outbox."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFailed:
+    """Training raised an exception."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """The broker acknowledged all packets of an update."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotTaken:
+    """The broker refused a packet of an update, or nobody listens."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """A receipt settled updates; they are out of the outbox."""
+
+    seqs: tuple[int, ...]
+
+
+Event = (
+    Linked
+    | Unlinked
+    | PlanSeen
+    | AggregatorSeen
+    | ModelSeen
+    | Trained
+    | TrainingFailed
+    | Taken
+    | NotTaken
+    | Settled
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Subscribe to the model, which brings the retained head."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopPulling:
+    """Unsubscribe from the model: nobody who trains or sleeps costs the broker anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train from the newest complete model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Publish an update of the outbox, for the first time or again."""
+
+    seq: int
+
+
+Effect = Pull | StopPulling | Train | Send
+
+
+class EdgeSession:
+    """One agent's mind.
+
+    Args:
+        pending: what the outbox holds at the start.
+        max_pending: how many updates it may hold; with so many, the agent trains no further.
+    """
+
+    def __init__(self, *, pending: Iterable[int], max_pending: int) -> None:
+        self.state = State.IDLE
+        self._max_pending = max_pending
+        # When each update without a receipt is to be sent next; None while it is on its way to the broker.
+        self._due: dict[int, float | None] = dict.fromkeys(pending, 0.0)
+        self._refusals: dict[int, int] = {}
+        self._linked = self._plan_usable = self._aggregator_online = False
+        self._aggregator_boot = 0
+        self._once_per_version = False
+        self._resend_seconds = 60.0
+        self._trained_on: tuple[int, int] | None = None
+        self._model: tuple[int, int] | None = None
+        self._uploading: int | None = None
+        self._timer = 0.0
+        self._failures = 0
+        self.listening = False  # whether the model is subscribed to
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._due) < self._max_pending
+
+    @property
+    def _is_uploaded(self) -> bool:
+        """Whether the newest update is with the broker, or must wait for another attempt."""
+        return self._uploading is None or self._due.get(self._uploading, 0.0) is not None
+
+    @property
+    def _can_work(self) -> bool:
+        return self._linked and self._plan_usable and self._aggregator_online
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take note of what happened.
+
+        Args:
+            event: what.
+            now: seconds, monotonic.
+        """
+        signal: Signal | None = None
+        match event:
+            case Linked():
+                self._linked = True
+                self._reschedule(now + RECEIPT_GRACE)
+            case Unlinked():
+                self._linked = self._aggregator_online = self.listening = False
+            case PlanSeen(usable=usable, once_per_version=once, resend_seconds=seconds):
+                self._plan_usable, self._once_per_version, self._resend_seconds = usable, once, seconds
+            case AggregatorSeen(online=online, boot=boot):
+                self._aggregator_online = online
+                if online and boot != self._aggregator_boot:
+                    self._aggregator_boot = boot
+                    self._reschedule(now + RECEIPT_GRACE)
+            case ModelSeen(epoch=epoch, version=version):
+                self._model = epoch, version
+                known = self._once_per_version and self._model == self._trained_on
+                signal = Signal.KNOWN if known else Signal.MODEL
+            case Trained(seq=seq):
+                self._trained_on, self._failures = self._model, 0
+                self._due[seq], self._uploading = now, seq
+                signal = Signal.TRAINED
+            case TrainingFailed():
+                self._failures += 1
+                signal = Signal.FAILED
+            case Taken(seq=seq):
+                if seq in self._due:
+                    self._due[seq] = now + self._resend_seconds
+            case NotTaken(seq=seq):
+                if seq in self._due:
+                    times = self._refusals[seq] = self._refusals.get(seq, 0) + 1
+                    self._due[seq] = now + min(2.0 ** min(times, 10), self._resend_seconds)
+            case Settled(seqs=seqs):
+                for seq in seqs:
+                    self._due.pop(seq, None)
+                    self._refusals.pop(seq, None)
+        effects = self._move(signal, now) if signal else []
+        return effects + self.tick(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """What is due, and what follows from how things stand."""
+        effects: list[Effect] = []
+        if self._linked and self._aggregator_online:
+            for seq, due in sorted(self._due.items()):
+                if due is not None and due <= now:
+                    self._due[seq] = None
+                    effects.append(Send(seq=seq))
+        if self.state is State.SLEEPING and now >= self._timer:
+            effects += self._move(Signal.RESTED, now)
+        if not self._can_work:
+            effects += self._move(Signal.BLOCKED, now)
+        elif not self._has_room:
+            effects += self._move(Signal.FULL, now)
+        elif self.state is State.IDLE or (self.state is State.UPLOADING and self._is_uploaded):
+            effects += self._move(Signal.READY, now)
+        elif self.state is State.PULLING and now >= self._timer:
+            self._timer = now + PULL_SECONDS
+            effects += [StopPulling(), Pull()]
+        elif self.state is State.WAITING and not self.listening:
+            effects += self._move(Signal.READY, now)
+        return effects
+
+    def next_tick(self) -> float | None:
+        """When `tick` should be called at the latest, None for whenever something happens."""
+        times = [due for due in self._due.values() if due is not None] if self._aggregator_online else []
+        if self.state in (State.PULLING, State.SLEEPING):
+            times.append(self._timer)
+        return min(times, default=None)
+
+    def _reschedule(self, when: float) -> None:
+        for seq, due in self._due.items():
+            if due is not None:  # the others are with the transport, which sends them again by itself
+                self._due[seq] = when
+
+    def _move(self, signal: Signal, now: float) -> list[Effect]:
+        before = self.state
+        after = TRANSITIONS.get((before, signal))
+        if after is None:
+            return []
+        self.state = after
+        effects: list[Effect] = []
+        if self.listening and (after not in (State.PULLING, State.WAITING) or signal is Signal.FULL):
+            self.listening = False
+            effects.append(StopPulling())
+        match after:
+            case State.PULLING:
+                self._timer = now + PULL_SECONDS
+                self.listening = True
+                effects.append(Pull())
+            case State.TRAINING:
+                effects.append(Train())
+            case State.SLEEPING:
+                self._timer = now + min(REST_SECONDS * 2.0 ** min(self._failures - 1, 10), MAX_REST_SECONDS)
+            case State.IDLE | State.UPLOADING | State.WAITING:
+                pass
+        return effects
