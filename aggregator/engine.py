@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fedmq import encoding, wire
 from fedmq.codecs import Pipeline, pipeline_from_wire
 from fedmq.encoding import DecodedVector
+from fedmq.envelope import MAX_DETAIL
 from fedmq.errors import StoreError, WireError
 from fedmq.layout import ParamLayout
 from fedmq.types import (
@@ -250,8 +251,8 @@ class _Judgement:
         try:
             update = wire.unpack_update(arrival.message)
         except WireError as error:
-            refusal = Refusal(reason=Rejection.UNREADABLE, detail=str(error)[: wire.MAX_DETAIL])
-            self._dropped.append((arrival.client, refusal))
+            unreadable = Refusal(reason=Rejection.UNREADABLE, detail=str(error)[:MAX_DETAIL])
+            self._dropped.append((arrival.client, unreadable))
             return
         if not self._is_new(arrival.client, update.id, update.floor):
             return
@@ -296,7 +297,7 @@ class _Judgement:
         try:
             delta = encoding.decode(engine.layout, engine.pipeline(update.codec), update.payload)
         except WireError as error:
-            return Refusal(reason=Rejection.BAD_PAYLOAD, detail=str(error)[: wire.MAX_DETAIL]), None
+            return Refusal(reason=Rejection.BAD_PAYLOAD, detail=str(error)[:MAX_DETAIL]), None
         return judge_content(delta, conditions), delta
 
     def _settle(

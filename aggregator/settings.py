@@ -16,9 +16,7 @@ from .strategy import FoldSettings
 class TaskSettings:
     """What the plan asks of the clients."""
 
-    trainer: str = setting(
-        "classifier", help="name of the trainer that devices look up among those they have"
-    )
+    trainer: str = setting("mlp", help="name of the trainer that devices look up among those they have")
     settings: Table = setting((), help="what the trainer is told, as name=value,…")
     local_epochs: int = setting(1, help="passes over the local data for each update", low=1, high=10_000)
     codec: str = setting("topk(0.01) | ternary | rice", help="pipeline of updates")

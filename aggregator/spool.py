@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from fedmq import wire
 from fedmq.chunks import DEFAULT_TTL, Reassembler
-from fedmq.envelope import Kind, kind_of
+from fedmq.envelope import MAX_DETAIL, Kind, kind_of
 from fedmq.errors import WireError
 from fedmq.types import Chunk, Refusal, Rejection, UpdateId
 
@@ -129,5 +129,5 @@ class Spool:
 
 
 def _drop(client: str, reason: Rejection, detail: str) -> Arrival:
-    refusal = Refusal(reason=reason, detail=detail[: wire.MAX_DETAIL])
+    refusal = Refusal(reason=reason, detail=detail[:MAX_DETAIL])
     return Arrival(client=client, message=b"", refusal=refusal)

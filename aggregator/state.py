@@ -27,7 +27,7 @@ SCHEMA = 1
 def pack_state(engine: Engine) -> bytes:
     """Everything but the ledger, which the store keeps entry by entry."""
     state = engine.state
-    return msgpack.packb(
+    packed: bytes = msgpack.packb(
         {
             "schema": SCHEMA,
             "epoch": engine.epoch,
@@ -46,6 +46,7 @@ def pack_state(engine: Engine) -> bytes:
             "momentum": _pack_array(state.momentum),
         }
     )
+    return packed
 
 
 def unpack_state(

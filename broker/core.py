@@ -222,11 +222,10 @@ class BrokerCore:
             self._refuse(channel, refusal)
             return
         client_id = packet.client_id or self._new_id()
-        session = self.state.sessions.get(client_id)
-        if session is not None and session.channel is not None:
-            self._drop(session.channel, ReasonCode.SESSION_TAKEN_OVER, now)
-            if not session.persistent:
-                session = None  # it has ended with its connection
+        old = self.state.sessions.get(client_id)
+        if old is not None and old.channel is not None:
+            self._drop(old.channel, ReasonCode.SESSION_TAKEN_OVER, now)
+        session = self.state.sessions.get(client_id)  # the old one may have ended with its connection
         if session is not None and packet.clean_start:
             self._end(session, now)
             session = None

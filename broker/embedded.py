@@ -9,6 +9,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -78,7 +79,7 @@ class EmbeddedBroker:
         self._ending: asyncio.Event | None = None
         self._server: Server | None = None
         self._killed = False
-        self._failure: BaseException | None = None
+        self._life: Future[None] = Future()
 
     @property
     def counters(self) -> Counters:
@@ -103,21 +104,24 @@ class EmbeddedBroker:
         if self._thread is not None:
             raise RuntimeError("the embedded broker is running already")
         ready = threading.Event()
-        self._failure, self._killed = None, False
+        self._life, self._killed = Future(), False
+        # A daemon: a broker that nobody stops must not keep the process from ending.
         thread = threading.Thread(target=self._run, args=(ready,), name="fedmq-broker", daemon=True)
         thread.start()
         ready.wait()
-        if self._failure is not None:
+        if self._life.done():
             thread.join()
-            raise self._failure
+            self._life.result()
         self._thread = thread
         return self
 
     def _run(self, ready: threading.Event) -> None:
         try:
             asyncio.run(self._live(ready))
-        except Exception as error:  # noqa: BLE001 -- whatever it is, `start` or `stop` raises it in the caller's thread
-            self._failure = error
+        except Exception as error:  # noqa: BLE001 -- `start` or `stop` raises it in the caller's thread
+            self._life.set_exception(error)
+        else:
+            self._life.set_result(None)
         finally:
             ready.set()
 
@@ -187,8 +191,7 @@ class EmbeddedBroker:
         loop.call_soon_threadsafe(ending.set)
         thread.join()
         self._thread = self._loop = self._ending = self._server = None
-        if self._failure is not None:
-            raise self._failure
+        self._life.result()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -47,7 +47,7 @@ from fedmq.types import (
 
 from . import session
 from .download import Download
-from .feedback import empty_residual, encode_with_feedback, give_back
+from .feedback import encode_with_feedback, give_back
 from .frames import FrameCache
 from .outbox import Outbox
 from .session import EdgeSession

@@ -14,8 +14,6 @@ leave no residual.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fedmq import encoding
 from fedmq.codecs import Pipeline
 from fedmq.layout import ParamLayout
@@ -67,8 +65,3 @@ def give_back(
     returned = residual.copy()
     encoding.decode(layout, parse(codec), payload).trainable.add_to(returned, 1.0)
     return returned
-
-
-def empty_residual(layout: ParamLayout) -> ParamVector:
-    """Nothing has stayed behind yet."""
-    return np.zeros(layout.trainable_size, np.float32)

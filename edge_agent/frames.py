@@ -5,7 +5,6 @@ vector once it has them. Everything is checked against what the head says: objec
 hash, the decoded vector against the digest (law 6). What does not match is dropped, never used.
 """
 
-import os
 from pathlib import Path
 
 from fedmq import encoding
@@ -47,7 +46,7 @@ class FrameCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
-            os.replace(temporary, self._folder / f"{object_id}.keyframe")
+            temporary.replace(self._folder / f"{object_id}.keyframe")
             for old in self._folder.glob("*.keyframe"):
                 if old.stem != object_id:
                     old.unlink()

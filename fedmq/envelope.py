@@ -135,7 +135,7 @@ class Fields:
 
 def pack(kind: Kind, body: Mapping[str, object]) -> bytes:
     """Put a body into its envelope."""
-    packed = msgpack.packb(body)
+    packed: bytes = msgpack.packb(body)
     head = bytes((SCHEMA, kind))
     return head + zlib.crc32(packed, zlib.crc32(head)).to_bytes(4, "big") + packed
 

@@ -190,12 +190,15 @@ def _row(segment: Segment) -> list[object]:
 
 def _segment(row: object) -> Segment:
     match row:
-        case [str(name), [*shape], str(dtype), str(kind)] if all(type(side) is int for side in shape):
+        case [str(name), [*shape], str(dtype), str(kind)]:
+            sides = tuple(side for side in shape if isinstance(side, int) and not isinstance(side, bool))
+            if len(sides) < len(shape):
+                raise LayoutError(f"tensor {name[:40]!r} has a side that is not a whole number")
             if kind not in list(SegmentKind):
                 raise LayoutError(
                     f"tensor {name[:40]!r} has kind {kind[:40]!r}: one of {', '.join(SegmentKind)}"
                 )
-            return Segment(name=name, shape=tuple(shape), dtype=dtype, kind=SegmentKind(kind))
+            return Segment(name=name, shape=sides, dtype=dtype, kind=SegmentKind(kind))
         case _:
             raise LayoutError("a tensor is not [name, [side, …], dtype, kind]")
 

@@ -29,7 +29,7 @@ import numpy as np
 from fedmq.codecs.base import Codec, PositionCoder, Quantizer, Sparsifier
 from fedmq.codecs.bits import Reader, encode_varint
 from fedmq.codecs.registry import BUILT_IN, find_codec
-from fedmq.codecs.vector import MAX_LENGTH, FloatVector, SparseVector
+from fedmq.codecs.vector import MAX_LENGTH, FloatVector, IndexVector, SparseVector
 from fedmq.errors import CodecError, WireError
 
 MAX_TEXT: Final = 256
@@ -138,22 +138,23 @@ class Pipeline:
         reader = Reader(payload, "codec payload")
         if reader.remaining > (most := self.max_payload_bytes(length)):
             raise reader.fail(f"{reader.remaining} bytes where {most} are the most for {length} coordinates")
+        indices = self._decode_positions(reader, length)
+        values = self.quantizer.decode(reader, length if indices is None else indices.shape[0])
+        reader.finish()
+        return SparseVector(length=length, indices=indices, values=values)
+
+    def _decode_positions(self, reader: Reader, length: int) -> IndexVector | None:
         if self.sparsifier is None or self.positions is None:
-            values = self.quantizer.decode(reader, length)
-            reader.finish()
-            return SparseVector(length=length, indices=None, values=values)
+            return None
         count = reader.varint("count")
         if count > (most := self.sparsifier.max_count(length)):
             raise reader.fail(f"{count} coordinates where {most} are the most for {length}")
         if count == 0:
-            indices, values = np.zeros(0, np.int32), np.zeros(0, np.float32)
-        else:
-            indices = self.positions.decode(reader, count, length)
-            if indices[0] < 0 or indices[-1] >= length or not (indices[1:] > indices[:-1]).all():
-                raise reader.fail(f"positions do not increase strictly within {length} coordinates")
-            values = self.quantizer.decode(reader, count)
-        reader.finish()
-        return SparseVector(length=length, indices=indices, values=values)
+            return np.zeros(0, np.int32)
+        indices = self.positions.decode(reader, count, length)
+        if indices[0] < 0 or indices[-1] >= length or not (indices[1:] > indices[:-1]).all():
+            raise reader.fail(f"positions do not increase strictly within {length} coordinates")
+        return indices
 
     def max_payload_bytes(self, length: int) -> int:
         """Return the largest payload for a vector of `length` coordinates, for admission and memory bounds.
@@ -213,9 +214,7 @@ def _parse_stage(piece: str) -> Codec:
     name, inner = match.groups()
     codec = find_codec(name)
     names = [field.name for field in fields(codec)]
-    tokens = (
-        [token.strip(" ") for token in inner.split(",")] if inner is not None and inner.strip(" ") else []
-    )
+    tokens = [token.strip(" ") for token in inner.split(",")] if inner and inner.strip(" ") else []
     if len(tokens) > len(names):
         raise CodecError(f"{piece!r} has {len(tokens)} arguments; it is written {codec.usage()}")
     arguments = {key: _parse_number(token, piece) for key, token in zip(names, tokens, strict=False)}

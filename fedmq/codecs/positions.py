@@ -27,7 +27,12 @@ from fedmq.codecs.vector import IndexVector
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rice(PositionCoder):
-    """Rice-coded gaps: within 1.5 % of the entropy for positions kept at random, see this module's header."""
+    """Rice-coded gaps: close to the entropy for positions kept at random.
+
+    Measured on 101,770 coordinates, the parameter byte included: at most 0.8 % above H(p)/p for p from 0.0025
+    to 0.04, and 1.4 % above it at 0.001 and 0.1. The positions of real updates cluster, which one parameter for
+    the whole vector cannot use: an update of an MLP took 5 to 8 % more than H(p)/p.
+    """
 
     id: ClassVar[str] = "rice"
 
@@ -68,7 +73,11 @@ class Rice(PositionCoder):
         return indices.astype(np.int32)
 
     def max_bytes(self, count: int, length: int) -> int:
-        """Return the bound over all sets of `count` positions: gaps add up to at most length - count."""
+        """Return the bound, which grows with the count.
+
+        The gaps of k positions add up to at most length - k, so a parameter b needs at most
+        k (b + 1) + ((length - k) >> b) bits, and the encoder takes the best b.
+        """
         widths = range(length.bit_length())
         bits = min((count * (width + 1) + ((length - count) >> width) for width in widths), default=0)
         return 1 + (bits + 7) // 8

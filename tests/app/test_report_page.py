@@ -91,7 +91,7 @@ def make_run(folder: Path) -> Path:
 
 def values(line: Line2D, axis: int) -> list[float]:
     """A curve's coordinates along one axis."""
-    return np.asarray(line.get_xydata())[:, axis].tolist()
+    return [float(value) for value in np.asarray(line.get_xydata())[:, axis]]
 
 
 def rectangles(axes: Axes) -> list[Rectangle]:

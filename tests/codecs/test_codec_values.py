@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedmq.codecs import MAX_LENGTH, SparseVector, codec_from_config, parse_pipeline
 from fedmq.codecs.bits import encode_varint
-from fedmq.codecs.positions import Bitmap, Rice
+from fedmq.codecs.positions import U32, Bitmap, Rice
 from fedmq.codecs.quantize import Int8
 from fedmq.codecs.sparse import TopK
 from fedmq.errors import CodecError, WireError
@@ -188,6 +188,15 @@ def test_the_stated_maximum_of_a_position_coder_is_reached_but_not_exceeded(code
 
     for count, largest in sizes.items():
         assert largest <= codec.max_bytes(count, length) <= largest + 1
+
+
+@pytest.mark.parametrize("codec", [Rice(), Bitmap(), U32()])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 1000])
+def test_more_positions_never_have_a_smaller_maximum(codec: Rice | Bitmap | U32, length: int) -> None:
+    """So the maximum at a sparsifier's largest count bounds all its payloads."""
+    maxima = [codec.max_bytes(count, length) for count in range(1, length + 1)]
+
+    assert maxima == sorted(maxima)
 
 
 @pytest.mark.parametrize(

@@ -1,64 +1,61 @@
 """The brokers that the transport's tests talk to."""
 
 import os
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
+from fedmq.broker import BrokerSettings, EmbeddedBroker, Mosquitto, MosquittoMissingError
 
-from fedmq.testing.transport_contract import MAXIMUM_PACKET_SIZE
+from fedmq.testing.net import MAXIMUM_PACKET_SIZE
 
 
-class MosquittoServer:
-    """A mosquitto without a disk, killed and replaced by `restart`."""
+class Killable:
+    """A broker without a disk, as `fedmq.testing.net.Server`."""
 
-    def __init__(self, folder: Path, extra: str = "") -> None:
-        self._folder = folder
-        self._extra = extra
-        self._launch()
+    def __init__(self, broker: EmbeddedBroker | Mosquitto) -> None:
+        self._broker = broker.start()
 
-    def _launch(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        configuration = self._folder / "mosquitto.conf"
-        configuration.write_text(
-            f"listener {self.port} 127.0.0.1\nset_tcp_nodelay true\nlog_type all\n"
-            f"max_packet_size {MAXIMUM_PACKET_SIZE}\nmax_queued_messages 10000\n"
-            + (self._extra or "allow_anonymous true\n")
-        )
-        self._process = subprocess.Popen(
-            ["mosquitto", "-c", str(configuration)], stderr=subprocess.PIPE, text=True
-        )
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            if "running" in line:
-                break
-        else:
-            raise RuntimeError(f"mosquitto did not start with {configuration}")
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._broker.port
 
     def restart(self) -> None:
-        """Kill it and start another."""
-        self.stop()
-        self._launch()
-
-    def stop(self) -> None:
-        """Kill it."""
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
+        """Kill it and start it empty."""
+        self._broker.kill()
+        self._broker.start()
 
 
 @pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[MosquittoServer]:
-    """A fresh mosquitto."""
-    if shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin") is None:
-        if "CI" in os.environ:
-            pytest.fail("mosquitto is not installed")
-        pytest.skip("mosquitto is not installed")
-    server = MosquittoServer(tmp_path)
-    yield server
-    server.stop()
+def mosquitto_with() -> Iterator[Callable[[str], Killable]]:
+    """Makes mosquittos, given some lines of configuration."""
+    made: list[Mosquitto] = []
+
+    def make(lines: str) -> Killable:
+        common = f"set_tcp_nodelay true\nmax_packet_size {MAXIMUM_PACKET_SIZE}\nmax_queued_messages 10000\n"
+        try:
+            made.append(Mosquitto(common + lines))
+        except MosquittoMissingError as error:
+            if "CI" in os.environ:
+                raise
+            pytest.skip(str(error))
+        return Killable(made[-1])
+
+    yield make
+    for broker in made:
+        broker.close()
+
+
+@pytest.fixture
+def mosquitto(mosquitto_with: Callable[[str], Killable]) -> Killable:
+    """A fresh mosquitto, open to all."""
+    return mosquitto_with("")
+
+
+@pytest.fixture
+def embedded() -> Iterator[Killable]:
+    """A fresh embedded broker, open to all."""
+    with_limit = BrokerSettings(max_packet=MAXIMUM_PACKET_SIZE, sys_interval=0)
+    broker = EmbeddedBroker(settings=with_limit)
+    yield Killable(broker)
+    broker.stop()

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedmq.testing.transport_contract import MemoryNet, Net, Server, TcpNet, TransportContract
+from fedmq.testing.net import MemoryNet, Net, Server, TcpNet
+from fedmq.testing.transport_contract import TransportContract
 
 
 class TestMemory(TransportContract):
@@ -22,5 +23,14 @@ class TestMosquitto(TransportContract):
     def net(self, mosquitto: Server) -> Iterator[Net]:
         """Over TCP, to mosquitto."""
         net = TcpNet(mosquitto, tells_takeover=False)
+        yield net
+        net.close()
+
+
+class TestEmbedded(TransportContract):
+    @pytest.fixture
+    def net(self, embedded: Server) -> Iterator[Net]:
+        """Over TCP, to the embedded broker."""
+        net = TcpNet(embedded)
         yield net
         net.close()

@@ -1,0 +1,203 @@
+"""Trainers in torch: any module, loss and data loader. The only module of the package that imports torch.
+
+Parameters become trainable segments, floating-point buffers (BatchNorm's statistics) buffer segments; integer
+buffers and what `private` matches stay on the device. A parameter that occurs twice (tied weights) travels once.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedmq.errors import SettingError
+from fedmq.layout import ParamLayout, Segment, SegmentKind
+from fedmq.plan import Scalar
+from fedmq.types import ParamVector
+
+from .localdata import LocalData, load_local_data
+from .trainer import Task, TrainingStoppedError, TrainResult
+
+#: Batches of (inputs, targets); a DataLoader is one.
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], Mapping[str, Scalar]], torch.optim.Optimizer]
+
+
+def sgd(parameters: Iterable[nn.Parameter], settings: Mapping[str, Scalar]) -> torch.optim.Optimizer:
+    """Plain SGD with the plan's `learning_rate`."""
+    return torch.optim.SGD(parameters, lr=float(settings.get("learning_rate", 0.05)))
+
+
+class TorchTrainer:
+    """Trains a module of the user's on the user's data.
+
+    Args:
+        model: any module; its present parameters are the initial model.
+        loss: of (outputs, targets), a scalar.
+        train: iterated once for each local epoch, for instance a DataLoader that shuffles.
+        test: for `evaluate`; None when this device measures nothing.
+        optimizer: makes a new optimiser for each update.
+        private: regular expression; tensors whose name it matches never leave the device.
+        num_examples: examples in one epoch; None counts the targets as they pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        train: Batches,
+        *,
+        test: Batches | None = None,
+        optimizer: MakeOptimizer = sgd,
+        private: str | None = None,
+        num_examples: int | None = None,
+    ) -> None:
+        self._model, self._loss, self._train, self._test = model, loss, train, test
+        self._make_optimizer, self._num_examples = optimizer, num_examples
+        self._tensors = {
+            **dict(model.named_parameters()),
+            **{name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point()},
+        }
+        buffers = {name for name, _ in model.named_buffers()}
+        hidden = re.compile(private) if private else None
+
+        def kind(name: str) -> SegmentKind:
+            if hidden is not None and hidden.search(name):
+                return SegmentKind.PRIVATE
+            return SegmentKind.BUFFER if name in buffers else SegmentKind.TRAINABLE
+
+        self.layout = ParamLayout(
+            tuple(
+                Segment(
+                    name=name,
+                    shape=tuple(tensor.shape),
+                    dtype=str(tensor.dtype).removeprefix("torch."),
+                    kind=kind(name),
+                )
+                for name, tensor in self._tensors.items()
+            )
+        )
+
+    def initial(self) -> ParamVector:
+        """The module's present parameters."""
+        return self._read()
+
+    def train(self, base: ParamVector, task: Task, should_stop: Callable[[], bool]) -> TrainResult:
+        """Load `base`, run the local epochs, read the module back."""
+        torch.manual_seed(task.seed)
+        self._write(base)
+        self._model.train()
+        optimizer = self._make_optimizer(self._model.parameters(), task.settings)
+        steps, total, examples = 0, 0.0, 0
+        for _ in range(task.local_epochs):
+            examples = 0
+            for inputs, targets in self._train:
+                if should_stop():
+                    raise TrainingStoppedError
+                optimizer.zero_grad()
+                loss = self._loss(self._model(inputs), targets)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                optimizer.step()
+                steps += 1
+                total += float(loss.detach())
+                examples += len(targets)
+        return TrainResult(
+            vector=self._read(),
+            num_examples=self._num_examples or examples,
+            local_steps=steps,
+            metrics={"loss": total / steps} if steps else {},
+        )
+
+    def evaluate(self, vector: ParamVector) -> Mapping[str, float]:
+        """Mean loss and, where the targets are class labels, accuracy."""
+        self._write(vector)
+        self._model.eval()
+        total, right, examples = 0.0, 0, 0
+        labelled = True
+        with torch.no_grad():
+            for inputs, targets in self._test or ():
+                outputs = self._model(inputs)
+                total += float(self._loss(outputs, targets)) * len(targets)
+                examples += len(targets)
+                labelled = labelled and outputs.ndim == targets.ndim + 1 and not targets.is_floating_point()
+                if labelled:
+                    right += int((outputs.argmax(dim=1) == targets).sum())
+        if not examples:
+            return {"examples": 0.0}
+        metrics = {"loss": total / examples, "examples": float(examples)}
+        return {"accuracy": right / examples, **metrics} if labelled else metrics
+
+    def _read(self) -> ParamVector:
+        return self.layout.pack(
+            {
+                segment.name: self._tensors[segment.name].detach().to(torch.float32).numpy()
+                for segment in self.layout.shared
+            }
+        )
+
+    def _write(self, vector: ParamVector) -> None:
+        with torch.no_grad():
+            for name, values in self.layout.unpack(vector).items():
+                self._tensors[name].copy_(torch.from_numpy(np.array(values)))
+
+
+class Shuffled:
+    """Batches of tensors in memory, in a new order at each epoch; lighter than a DataLoader.
+
+    The order comes from torch's global generator, which `TorchTrainer.train` seeds.
+
+    Args:
+        data: the examples.
+        batch_size: examples in one batch; the last one may be smaller.
+    """
+
+    def __init__(self, data: LocalData, batch_size: int) -> None:
+        self._inputs, self._targets = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self._targets))
+        for start in range(0, len(order), self._batch_size):
+            chosen = order[start : start + self._batch_size]
+            yield self._inputs[chosen], self._targets[chosen]
+
+
+def mlp(
+    settings: Mapping[str, Scalar], *, data: str, features: int = 784, hidden: int = 128, classes: int = 10
+) -> TorchTrainer:
+    """The trainer that plans call `torch-mlp`: features → hidden → ReLU → classes.
+
+    The last layer is linear: `CrossEntropyLoss` takes the softmax itself, and a second one before it flattens the
+    gradient (`docs/article.md`).
+
+    Args:
+        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`.
+        data: this device's `.npz` file, see `localdata`.
+        features: used when the plan does not say.
+        hidden: likewise.
+        classes: likewise.
+    """
+    # One device, one core: ten agents on a small box would otherwise fight for all of them.
+    torch.set_num_threads(1)
+    features = int(settings.get("features", features))
+    hidden, classes = int(settings.get("hidden", hidden)), int(settings.get("classes", classes))
+    torch.manual_seed(int(settings.get("seed", 0)))
+    model = nn.Sequential()
+    model.add_module("hidden", nn.Linear(features, hidden))
+    model.add_module("relu", nn.ReLU())
+    model.add_module("output", nn.Linear(hidden, classes))
+    train = load_local_data(data, "train", features=features, classes=classes)
+    test = load_local_data(data, "test", features=features, classes=classes)
+    batch_size = int(settings.get("batch_size", 32))
+    if batch_size < 1:
+        raise SettingError("task.settings batch_size", batch_size, "at least 1 is allowed")
+    return TorchTrainer(
+        model,
+        nn.CrossEntropyLoss(),
+        Shuffled(train, batch_size),
+        test=Shuffled(test, 1000) if len(test) else None,
+        num_examples=len(train),
+    )
