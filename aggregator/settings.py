@@ -54,7 +54,7 @@ class AggregatorSettings:
     events: Path | None = setting(None, help="file to append a diary to, one JSON object a line")
     stats_interval: float = setting(2.0, help="seconds between statistics on the stats topic", low=0.1)
     spool_bytes: int = setting(268_435_456, help="bytes held for updates that arrive in chunks", low=1024)
-    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
+    broker: ConnectionSettings = field(default_factory=ConnectionSettings)
     task: TaskSettings = field(default_factory=TaskSettings)
     fold: FoldSettings = field(default_factory=FoldSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)

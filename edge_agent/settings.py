@@ -46,7 +46,7 @@ class AgentSettings:
     events: Path | None = setting(None, help="file to append a diary to, one JSON object a line")
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
-    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
+    broker: ConnectionSettings = field(default_factory=ConnectionSettings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,4 +59,4 @@ class EvaluatorSettings:
     events: Path | None = setting(None, help="file to append a diary to, one JSON object a line")
     min_interval: float = setting(0.0, help="seconds between evaluations at least", low=0)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
+    broker: ConnectionSettings = field(default_factory=ConnectionSettings)

@@ -10,7 +10,7 @@ from .transport.mqtt_settings import PROTOCOLS, MqttSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
-    """The `[connection]` table."""
+    """The `[broker]` table."""
 
     host: str = setting("127.0.0.1", help="name or address of the broker")
     port: int = setting(1883, help="the broker's port: 1883 plain, 8883 with TLS", low=1, high=65535)

@@ -1,7 +1,7 @@
 """The brokers that the transport's tests talk to."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from fedmq.broker import BrokerSettings, EmbeddedBroker, Mosquitto, MosquittoMissingError
@@ -27,35 +27,22 @@ class Killable:
 
 
 @pytest.fixture
-def mosquitto_with() -> Iterator[Callable[[str], Killable]]:
-    """Makes mosquittos, given some lines of configuration."""
-    made: list[Mosquitto] = []
-
-    def make(lines: str) -> Killable:
-        common = f"set_tcp_nodelay true\nmax_packet_size {MAXIMUM_PACKET_SIZE}\nmax_queued_messages 10000\n"
-        try:
-            made.append(Mosquitto(common + lines))
-        except MosquittoMissingError as error:
-            if "CI" in os.environ:
-                raise
-            pytest.skip(str(error))
-        return Killable(made[-1])
-
-    yield make
-    for broker in made:
-        broker.close()
-
-
-@pytest.fixture
-def mosquitto(mosquitto_with: Callable[[str], Killable]) -> Killable:
+def mosquitto() -> Iterator[Killable]:
     """A fresh mosquitto, open to all."""
-    return mosquitto_with("")
+    configuration = f"set_tcp_nodelay true\nmax_packet_size {MAXIMUM_PACKET_SIZE}\nmax_queued_messages 10000"
+    try:
+        broker = Mosquitto(configuration)
+    except MosquittoMissingError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))
+    yield Killable(broker)
+    broker.close()
 
 
 @pytest.fixture
 def embedded() -> Iterator[Killable]:
     """A fresh embedded broker, open to all."""
-    with_limit = BrokerSettings(max_packet=MAXIMUM_PACKET_SIZE, sys_interval=0)
-    broker = EmbeddedBroker(settings=with_limit)
+    broker = EmbeddedBroker(settings=BrokerSettings(max_packet=MAXIMUM_PACKET_SIZE, sys_interval=0))
     yield Killable(broker)
     broker.stop()
