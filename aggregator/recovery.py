@@ -11,8 +11,10 @@ import time
 
 from fedmq.errors import SettingError, StoreError
 from fedmq.modelfile import load_model
+from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES
 
 from . import strategy
+from .admission import AdmissionSettings
 from .engine import Engine
 from .ledger import Ledger
 from .settings import AggregatorSettings
@@ -33,11 +35,13 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
         ModelFileError: the model file cannot be read.
     """
     rule = make_rule(settings.fold)
-    engine = _restore(settings, store)
+    engine = restore(store, admission=settings.admission, max_update_bytes=settings.task.max_update_bytes)
     if engine is None:
         engine = _begin(settings, rule)
         _save(settings, store, engine)
-    elif engine.rule != rule:
+        return engine
+    _check_model(settings, engine)
+    if engine.rule != rule:
         log.info("the fold settings changed: %s", rule)
         engine.rule = rule
         if rule.momentum and not engine.state.momentum.size:
@@ -46,7 +50,17 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
     return engine
 
 
-def _restore(settings: AggregatorSettings, store: Store) -> Engine | None:
+def restore(
+    store: Store,
+    *,
+    admission: AdmissionSettings | None = None,
+    max_update_bytes: int = DEFAULT_MAX_UPDATE_BYTES,
+) -> Engine | None:
+    """The engine as it was when the last decision became durable; None for an empty store. Changes nothing.
+
+    Raises:
+        StoreError: no snapshot with its journal tail is intact.
+    """
     ledger = Ledger(store.receipts())
     tried = 0
     for snapshot in store.snapshots():
@@ -54,8 +68,8 @@ def _restore(settings: AggregatorSettings, store: Store) -> Engine | None:
             engine = unpack_state(
                 snapshot.state,
                 ledger=ledger,
-                admission=settings.admission,
-                max_update_bytes=settings.task.max_update_bytes,
+                admission=admission or AdmissionSettings(),
+                max_update_bytes=max_update_bytes,
             )
             replayed = engine.replay(store.records(engine.position))
         except StoreError as error:
@@ -63,11 +77,10 @@ def _restore(settings: AggregatorSettings, store: Store) -> Engine | None:
             tried += 1
             continue
         log.info("recovered version %d: %d records behind the snapshot", engine.state.version, replayed)
-        _check_model(settings, engine)
         return engine
     if tried or store.has_history():
         raise StoreError(
-            f"{settings.store.path}: no intact snapshot is left: restore a backup, or start with a new store path"
+            f"{store.path}: no intact snapshot is left: restore a backup, or start with a new store path"
         )
     return None
 

@@ -87,6 +87,7 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = Database(
             path, tables=_TABLES, application_id=_APPLICATION_ID, schema=SCHEMA, purpose="aggregator's store"
         )

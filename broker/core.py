@@ -170,18 +170,6 @@ class BrokerCore:
             self._drop(channel, ReasonCode.SERVER_SHUTTING_DOWN, now)
         self.dispatcher.commit(now)
 
-    def release_connections(self) -> None:
-        """Forgets all connections without wills, as when the process dies; sessions stay."""
-        for channel in self.channels:
-            channel.closing = True
-            if channel.session is not None:
-                channel.session.will = None
-                channel.session.channel = channel.session = None
-        self.channels.clear()
-        self.dispatcher.dirty.clear()
-        self._reordered.clear()
-        self.counters.connected = 0
-
     # CONNECT, DISCONNECT, takeover.
 
     def _refuse(self, channel: Channel, reason: ReasonCode) -> None:

@@ -41,7 +41,7 @@ class ReasonCode(IntEnum):
     QOS_NOT_SUPPORTED = 0x9B
 
 
-_RETURN_CODES: Final = {
+_RETURN_CODES: Final[dict[int, int]] = {
     ReasonCode.SUCCESS: 0,
     ReasonCode.UNSUPPORTED_PROTOCOL_VERSION: 1,
     ReasonCode.CLIENT_IDENTIFIER_NOT_VALID: 2,
@@ -53,7 +53,7 @@ _SERVER_UNAVAILABLE: Final = 3
 
 def return_code(reason: int) -> int:
     """The CONNACK return code of MQTT 3.1.1 (section 3.2.2.3) that comes nearest to an MQTT 5 reason."""
-    return _RETURN_CODES.get(ReasonCode(reason), _SERVER_UNAVAILABLE)
+    return _RETURN_CODES.get(reason, _SERVER_UNAVAILABLE)
 
 
 class BrokerError(Exception):

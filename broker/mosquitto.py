@@ -217,7 +217,11 @@ class Mosquitto:
             self._folder = None
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except MosquittoError:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias, assert_never
 
 from .errors import ProtocolError, ReasonCode, return_code
 from .properties import NO_PROPERTIES, PacketType, Properties, pack_properties
-from .wire import Payload, malformed, pack_binary, pack_text, pack_u16, pack_varint
+from .wire import MAX_U16, Payload, malformed, pack_binary, pack_text, pack_u8, pack_u16, pack_varint
 
 
 class Version(IntEnum):
@@ -166,9 +166,9 @@ def check_packet_id(packet_id: int | None) -> int:
     """The packet identifier, if it is one.
 
     Raises:
-        ProtocolError: it is missing or 0 (MQTT 5, section 2.2.1).
+        ProtocolError: it is missing, 0 or too large (MQTT 5, section 2.2.1).
     """
-    if not packet_id:
+    if not packet_id or packet_id > MAX_U16:
         raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"packet identifier {packet_id} where one is required")
     return packet_id
 
@@ -241,7 +241,7 @@ def _encode_subscribe(packet: Subscribe, version: Version) -> bytes:
         if version == Version.V5:
             options |= subscription.no_local << 2 | subscription.retain_as_published << 3
             options |= subscription.retain_handling << 4
-        body += pack_text(subscription.filter) + bytes((options,))
+        body += pack_text(subscription.filter) + pack_u8(options)
     return _frame(PacketType.SUBSCRIBE, body, 0x02)
 
 
@@ -264,20 +264,21 @@ def encode(packet: Packet, version: Version) -> bytes:
             return _encode_connect(packet)
         case Connack():
             reason = packet.reason if v5 else return_code(packet.reason)
-            body = bytes((packet.session_present, reason)) + _optional(version, packet.properties)
+            body = bytes((packet.session_present,)) + pack_u8(reason) + _optional(version, packet.properties)
             return _frame(PacketType.CONNACK, body)
         case Publish():
             return _encode_publish(packet, version)
         case Puback():
             if v5 and packet.properties is not NO_PROPERTIES:
-                body = pack_u16(check_packet_id(packet.packet_id)) + bytes((packet.reason,))
+                body = pack_u16(check_packet_id(packet.packet_id)) + pack_u8(packet.reason)
                 return _frame(PacketType.PUBACK, body + pack_properties(packet.properties))
             return encode_puback(check_packet_id(packet.packet_id), packet.reason, version)
         case Subscribe():
             return _encode_subscribe(packet, version)
         case Suback():
             reasons = packet.reasons if v5 else tuple(min(reason, 0x80) for reason in packet.reasons)
-            body = pack_u16(packet.packet_id) + _optional(version, packet.properties) + bytes(reasons)
+            body = pack_u16(packet.packet_id) + _optional(version, packet.properties)
+            body += b"".join(map(pack_u8, reasons))
             return _frame(PacketType.SUBACK, body)
         case Unsubscribe():
             body = pack_u16(check_packet_id(packet.packet_id)) + _optional(version, packet.properties)
@@ -285,7 +286,7 @@ def encode(packet: Packet, version: Version) -> bytes:
         case Unsuback():
             body = pack_u16(packet.packet_id)
             if v5:
-                body += pack_properties(packet.properties) + bytes(packet.reasons)
+                body += pack_properties(packet.properties) + b"".join(map(pack_u8, packet.reasons))
             return _frame(PacketType.UNSUBACK, body)
         case Pingreq():
             return b"\xc0\x00"
@@ -294,6 +295,6 @@ def encode(packet: Packet, version: Version) -> bytes:
         case Disconnect():
             if not v5 or (not packet.reason and packet.properties is NO_PROPERTIES):
                 return b"\xe0\x00"
-            return _frame(PacketType.DISCONNECT, bytes((packet.reason,)) + pack_properties(packet.properties))
+            return _frame(PacketType.DISCONNECT, pack_u8(packet.reason) + pack_properties(packet.properties))
         case _:
             assert_never(packet)

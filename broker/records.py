@@ -274,6 +274,6 @@ def replay(records: Iterable[Record], now: float) -> BrokerState:
     for record in records:
         try:
             machine.apply(record)
-        except (KeyError, IndexError, ValueError, struct.error, ProtocolError) as error:
+        except (KeyError, IndexError, ValueError, OverflowError, struct.error, ProtocolError) as error:
             raise ValueError(f"a {record.kind.name} record does not fit: {error!r}") from error
     return machine.state

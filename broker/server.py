@@ -176,6 +176,8 @@ class Server:
 
     def _end_turn(self) -> None:
         self._scheduled = False
+        if self._loop is None:
+            return
         core = self.core
         now = self.clock()
         core.commit(now)
@@ -218,7 +220,7 @@ class Server:
 
     async def kill(self) -> None:
         """Stops as a dead process would: no goodbye, no wills, nothing flushed."""
-        self.core.release_connections()
+        self._loop = None  # no turn ends any more, so nothing that is pending is committed or sent
         self.abort_connections()
         await self._stop_listening()
 

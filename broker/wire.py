@@ -96,6 +96,13 @@ class Reader:
             raise malformed(f"{self.remaining} bytes too many in the packet")
 
 
+def pack_u8(value: int) -> bytes:
+    """One byte."""
+    if not 0 <= value <= 0xFF:
+        raise malformed(f"{value} does not fit into a byte")
+    return bytes((value,))
+
+
 def pack_u16(value: int) -> bytes:
     """A two byte integer."""
     if not 0 <= value <= MAX_U16:

@@ -127,7 +127,7 @@ class Leaf:
 
     def _convert(self, value: object) -> object:
         if self.kind is tuple:
-            return _table(value)
+            return parse_table(value)
         if self.kind is bool:
             if isinstance(value, str):
                 return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
@@ -145,7 +145,12 @@ class Leaf:
         return self.kind(value)
 
 
-def _table(value: object) -> Table:
+def parse_table(value: object) -> Table:
+    """A table from a mapping, or from a text `name=value,…`.
+
+    Raises:
+        ValueError, TypeError: it is neither.
+    """
     if isinstance(value, str):
         value = dict(part.split("=", 1) for part in value.split(",") if part)
         return tuple((name.strip(), _scalar(text.strip())) for name, text in value.items())

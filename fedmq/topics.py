@@ -107,6 +107,11 @@ class Topics:
         """Filter: everything for dashboards."""
         return f"{self._root}/stats/#"
 
+    @property
+    def everything(self) -> str:
+        """Filter: all topics of the federation."""
+        return f"{self._root}/#"
+
 
 def last_level(topic: str) -> str:
     """The last level of a topic: the client of an update, the index of an object's chunk."""

@@ -2,7 +2,7 @@
 
 One function per picture draws a `Figure`; the same figure becomes a PNG file and, inside the page, inline SVG.
 In the SVG the colours of ink and grid are replaced by CSS (`currentColor`, `var(--grid)`), so a picture
-follows the page's light or dark theme; the other colours are Okabe and Ito's, which stay apart for
+follows the page's light or dark theme; the other colours, close to Okabe and Ito's, stay apart for
 colour-blind readers and show on both grounds. pyplot is not used: figures are values, no global state.
 A fifth of the file is the page's template, which keeps it above the usual length.
 """
@@ -20,7 +20,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from .report import (
     AGENT_STATES,
@@ -58,6 +58,7 @@ _STYLE: Final[dict[Any, Any]] = {  # matplotlib types the keys as literals
     "grid.color": _GRID,
     "legend.frameon": False,
     "lines.linewidth": 2,
+    "text.parse_math": False,  # a client may have a $ in its name
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font size
     "svg.hashsalt": "fedmq",  # the same run gives the same bytes
@@ -150,7 +151,10 @@ def _accuracy_over_bytes(log: RunLog, report: Report) -> Figure:
             if event is reached:
                 axes.plot([size], [event.accuracy], "o", color=colour, **_CROSSING)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.10g}"))
+    plain = FuncFormatter(lambda size, _: f"{size:,.10g}")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())
     _target(axes, report)
     figure.legend(loc="outside upper center", ncols=3)
     up, down, both = (

@@ -614,11 +614,23 @@ def _ignore(_client: Client, _data: object, _sock: object) -> None:
     """Look at `want_write` instead, before each wait."""
 
 
+class _TidySocket(ssl.SSLSocket):
+    """paho forgets the socket of a failed handshake without closing it."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 def _tls_context(settings: MqttSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:
         raise SettingError("ca_file", str(settings.ca_file), f"a readable PEM file: {error}") from error
+    context.sslsocket_class = _TidySocket
     if settings.cert_file is not None:
         try:
             context.load_cert_chain(settings.cert_file, settings.key_file)

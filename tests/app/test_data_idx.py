@@ -92,19 +92,20 @@ def test_a_malformed_file_is_refused_with_its_name_and_fault(
     assert str(path) == caught.value.source
 
 
-@pytest.mark.parametrize("damage", ["cut", "not gzip", "flipped", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "not gzip", "deflate", "checksum", "missing"])
 def test_a_damaged_archive_is_refused(tmp_path: Path, damage: str) -> None:
     """What gzip, zlib and the file system raise arrives as one kind of error."""
     path = tmp_path / "labels-idx1-ubyte.gz"
     whole = gzip.compress(idx(np.arange(200, dtype=np.uint8)), mtime=0)
-    flipped = whole[:20] + bytes([whole[20] ^ 0xFF]) + whole[21:]
     match damage:
         case "cut":
             path.write_bytes(whole[:-9])
         case "not gzip":
             path.write_bytes(b"<html>not found</html>")
-        case "flipped":
-            path.write_bytes(flipped)
+        case "deflate":
+            path.write_bytes(whole[:10] + b"\xff" * 8 + whole[18:])
+        case "checksum":
+            path.write_bytes(whole[:-8] + b"\x00" * 4 + whole[-4:])
 
     with pytest.raises(DataError, match="cannot be read"):
         read_idx(path, dimensions=1)
@@ -156,6 +157,17 @@ def test_files_that_do_not_belong_together_are_refused(
     """Four sound files can still not be a dataset."""
     with pytest.raises(DataError, match=message):
         load_dataset(str(write_folder(tmp_path, changed)), cache=tmp_path)
+
+
+def test_a_label_without_a_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fashion-MNIST has ten names, so its labels end at 9; one above would be an index error much later."""
+    monkeypatch.setattr(datasets, "_DEBIAN_FOLDER", write_folder(tmp_path))
+    assert load_dataset("debian", cache=tmp_path).classes == 10
+
+    write_folder(tmp_path, {"t10k_labels": np.array([0, 10, 1], dtype=np.uint8)})
+
+    with pytest.raises(DataError, match="a label above 9, but fashion-mnist has 10 classes"):
+        load_dataset("debian", cache=tmp_path)
 
 
 def test_a_missing_file_is_named_with_its_other_spellings(tmp_path: Path) -> None:

@@ -183,6 +183,17 @@ def test_what_a_person_typed_is_shown_and_not_obeyed(run: Path) -> None:
     assert reader.text.count(hostile) == 3
 
 
+def test_a_clients_name_is_not_typeset(tmp_path: Path) -> None:
+    """Dollar signs and angle brackets in a name are drawn as they are."""
+    line = {"t": 1.0, "kind": "agent", "client": "$\\frac$<b>", "state": "training"}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
+    write_report(tmp_path, build_report(tmp_path, facts()))
+    reader = Reader()
+    reader.feed((tmp_path / "report.html").read_text("utf-8"))
+
+    assert "$\\frac$<b>" in reader.text
+
+
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     """No clock and no random identifier is in it."""
     pages = []

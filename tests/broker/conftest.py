@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
-
 from fedmq.broker import EmbeddedBroker, Mosquitto, MosquittoMissingError
 from fedmq.broker.decoder import Decoder
 from fedmq.broker.packets import (

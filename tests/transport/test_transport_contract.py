@@ -22,7 +22,7 @@ class TestMosquitto(TransportContract):
     @pytest.fixture
     def net(self, mosquitto: Server) -> Iterator[Net]:
         """Over TCP, to mosquitto."""
-        net = TcpNet(mosquitto, tells_takeover=False)
+        net = TcpNet(mosquitto, strict=False)
         yield net
         net.close()
 

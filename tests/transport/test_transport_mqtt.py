@@ -743,18 +743,7 @@ def test_a_poison_publish_under_mqtt_311_is_given_up(mosquitto: Server) -> None:
 def certificate(folder: Path, name: str, *, signer: str | None = None) -> None:
     """Make `name`.pem and `name`.key with openssl, self-signed or signed by another."""
     signing = ["-CA", f"{signer}.pem", "-CAkey", f"{signer}.key"] if signer else []
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     names = ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     subprocess.run(
         ["openssl", "req", "-x509", *key, *names, "-keyout", f"{name}.key", "-out", f"{name}.pem", *signing],

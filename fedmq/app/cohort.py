@@ -1,0 +1,186 @@
+"""A cohort on disk: the run folder with data shards, a first model and a TOML file for each role.
+
+The demo starts its processes from these files, and a person can start any of them again by hand.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq.edge_agent.trainer import find_factory
+from fedmq.errors import SettingError
+from fedmq.layout import ParamLayout
+from fedmq.modelfile import save_model
+from fedmq.plan import Scalar
+
+from .datasets import Dataset
+from .partition import dirichlet_partition
+from .shards import save_shards
+from .toml import Value, write_toml
+
+#: Spread of the agents' pauses: the slowest of ten is some five times slower than the middle one.
+_PAUSE_SIGMA: Final = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortSettings:
+    """What a demo can be told; the help of `fedmq demo` describes each."""
+
+    agents: int = 10
+    alpha: float = 0.3
+    per_client: int | None = None
+    seed: int = 0
+    trainer: str = "torch-mlp"
+    hidden: int = 128
+    learning_rate: float = 0.05
+    batch_size: int = 32
+    local_epochs: int = 1
+    pause: float = 0.2
+    strategy: str = "fedbuff"
+    buffer_size: int | None = None
+    staleness: str | None = None
+    codec: str = "topk(0.01) | ternary | rice"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """What was written.
+
+    Attributes:
+        folder: the run's.
+        federation: its name on the broker.
+        clients: client ids.
+        parts: which training examples each client holds.
+        layout: the model's.
+    """
+
+    folder: Path
+    federation: str
+    clients: tuple[str, ...]
+    parts: list[NDArray[np.int64]]
+    layout: ParamLayout
+
+    @property
+    def aggregator(self) -> Path:
+        """The aggregator's settings."""
+        return self.folder / "aggregator.toml"
+
+    @property
+    def evaluator(self) -> Path:
+        """The evaluator's settings."""
+        return self.folder / "evaluator.toml"
+
+    @property
+    def store(self) -> Path:
+        """The aggregator's store."""
+        return self.folder / "state" / "aggregator.db"
+
+    def agent(self, client: str) -> Path:
+        """An agent's settings."""
+        return self.folder / f"{client}.toml"
+
+
+def make_cohort(
+    folder: Path, federation: str, dataset: Dataset, settings: CohortSettings, host: str, port: int
+) -> Cohort:
+    """Write everything that the processes of a demo need.
+
+    Args:
+        folder: the run's, empty.
+        federation: a name for the topics.
+        dataset: what to learn from.
+        settings: how.
+        host: the broker's.
+        port: the broker's.
+
+    Raises:
+        SettingError: a setting cannot be used.
+    """
+    if settings.agents < 1:
+        raise SettingError("--agents", settings.agents, "at least 1 is allowed")
+    clients = tuple(f"agent-{index:02d}" for index in range(settings.agents))
+    share = len(dataset.train_labels) // settings.agents
+    parts = dirichlet_partition(
+        dataset.train_labels,
+        clients=settings.agents,
+        alpha=settings.alpha,
+        per_client=min(1000, share) if settings.per_client is None else settings.per_client,
+        seed=settings.seed,
+    )
+    for name in ("data", "events", "logs", "state"):
+        (folder / name).mkdir()
+    shards = save_shards(folder / "data", dataset, parts, clients)
+    test = shards["test"]
+    plan: dict[str, Scalar] = {
+        "features": dataset.train_images.shape[1],
+        "hidden": settings.hidden,
+        "classes": dataset.classes,
+        "learning_rate": settings.learning_rate,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+    }
+    trainer = find_factory(settings.trainer)(plan, data=str(test))
+    model = folder / "initial.safetensors"
+    save_model(model, trainer.layout, trainer.initial())
+
+    broker = {"host": host, "port": port, "reconnect_min": 0.2, "reconnect_max": 2.0}
+    common: dict[str, Value] = {"federation": federation, "broker": broker}
+    cohort = Cohort(folder=folder, federation=federation, clients=clients, parts=parts, layout=trainer.layout)
+    write_toml(cohort.aggregator, {**common, **_aggregator(folder, model, cohort.store, plan, settings)})
+    rng = np.random.default_rng([settings.seed, 1])
+    pauses = settings.pause * rng.lognormal(0.0, _PAUSE_SIGMA, settings.agents)
+    for client, pause in zip(clients, pauses, strict=True):
+        write_toml(
+            cohort.agent(client),
+            {
+                **common,
+                "client": client,
+                "events": folder.resolve() / "events" / f"{client}.jsonl",
+                "outbox": {"folder": folder.resolve() / "state" / client},
+                "trainer": {
+                    "pause": round(float(pause), 3),
+                    "seed": settings.seed,
+                    "settings": {"data": str(shards[client].resolve())},
+                },
+            },
+        )
+    write_toml(
+        cohort.evaluator,
+        {
+            **common,
+            "events": folder.resolve() / "events" / "evaluator.jsonl",
+            "trainer": {"settings": {"data": str(test.resolve())}},
+        },
+    )
+    return cohort
+
+
+def _aggregator(
+    folder: Path, model: Path, store: Path, plan: Mapping[str, Scalar], settings: CohortSettings
+) -> dict[str, Value]:
+    fold: dict[str, Value] = {"strategy": settings.strategy}
+    size = settings.buffer_size
+    if size is None and settings.strategy == "fedavg":
+        size = settings.agents
+    if size is not None:
+        fold["buffer_size"] = size
+    if settings.staleness is not None:
+        fold["staleness"] = settings.staleness
+    return {
+        "model": model.resolve(),
+        "events": folder.resolve() / "events" / "aggregator.jsonl",
+        "stats_interval": 2.0,
+        "store": {"path": store.resolve()},
+        "task": {
+            "trainer": settings.trainer,
+            "settings": dict(plan),
+            "local_epochs": settings.local_epochs,
+            "codec": settings.codec,
+            "resend_seconds": 20.0,
+        },
+        "fold": fold,
+    }

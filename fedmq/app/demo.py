@@ -1,0 +1,275 @@
+"""The demo: broker, aggregator, edge agents and evaluator on this machine, and a model that learns.
+
+Every role is a process of its own and they talk MQTT over loopback, as they would across the world; `in_process`
+makes them threads of this process instead, for a debugger. The run ends when the target accuracy is reached, or the
+time is up, or on Ctrl-C, and always with a report of what there was.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from fedmq.aggregator.export import export_store
+from fedmq.aggregator.settings import AggregatorSettings
+from fedmq.broker import EmbeddedBroker, Mosquitto
+from fedmq.connection import ConnectionSettings
+from fedmq.edge_agent.settings import AgentSettings, EvaluatorSettings
+from fedmq.errors import LocalError, SettingError
+from fedmq.settings import load
+
+from .cohort import Cohort, CohortSettings, make_cohort
+from .datasets import load_dataset
+from .live import Display
+from .partition import partition_picture
+from .recorder import Recorder
+from .report import Report, RunFacts, build_report, summary_table, write_report
+from .roles import Role, make_agent, make_aggregator, make_evaluator
+from .supervisor import Child, stop_all
+from .sweep import sweep
+
+#: Reached by synchronous FedAvg on the same data, model and settings; other data has no target of ours.
+TARGETS: Final = {"fashion-mnist": 0.78, "mnist-digits": 0.85}
+_OTHER_TARGET: Final = 0.75
+_POLL_SECONDS: Final = 0.2
+_BROKER_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """What `fedmq demo` can be told besides its cohort.
+
+    Attributes:
+        broker: `embedded`, `mosquitto` or `HOST:PORT`.
+        in_process: threads instead of processes.
+        data: see `datasets.load_dataset`.
+        data_url: where `download` finds its files.
+        target: accuracy to reach; None takes the data's own.
+        timeout: seconds of learning after which the run ends.
+        runs: folder for run folders.
+        cache: folder for downloaded data.
+    """
+
+    broker: str = "embedded"
+    in_process: bool = False
+    data: str = "auto"
+    data_url: str | None = None
+    target: float | None = None
+    timeout: float = 240.0
+    runs: Path = Path("runs")
+    cache: Path = Path("runs") / "cache"
+
+
+def run_demo(settings: DemoSettings, cohort_settings: CohortSettings, console: Console) -> Report:
+    """Run it, from the first byte of data to the report.
+
+    Raises:
+        FedmqError: something is missing or a setting cannot be used; nothing is left running.
+        KeyboardInterrupt: Ctrl-C; nothing is left running and the report is written.
+    """
+    if settings.data_url is None:
+        dataset = load_dataset(settings.data, cache=settings.cache)
+    else:
+        dataset = load_dataset(settings.data, cache=settings.cache, url=settings.data_url)
+    console.print(Text(dataset.describe()))
+    target = settings.target if settings.target is not None else TARGETS.get(dataset.name, _OTHER_TARGET)
+    folder = _new_folder(settings.runs)
+    interrupted = False
+    with ExitStack() as stack:
+        host, port = stack.enter_context(_broker(settings, folder))
+        federation = f"demo-{folder.name}"
+        cohort = make_cohort(folder, federation, dataset, cohort_settings, host, port)
+        console.print()
+        console.print(partition_picture(dataset.train_labels, cohort.parts, dataset.class_names))
+        console.print()
+        recorder = Recorder(folder, time.time())
+        try:
+            with _interruptible(), Display(console, target, 4 * cohort.layout.size) as display:
+                runner = _run_threads if settings.in_process else _run_processes
+                runner(cohort, recorder, display, target, settings.timeout)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            recorder.close()
+            if settings.broker not in ("embedded", "mosquitto"):
+                sweep(ConnectionSettings(host=host, port=port), federation)
+    export_store(cohort.store, folder / "model.safetensors")
+    report = _report(folder, settings, cohort_settings, cohort, dataset.description, target)
+    _point_latest(settings.runs, folder)
+    console.print()
+    console.print(summary_table(report))
+    console.print(Text(f"Report: {folder / 'report.html'}   Model: {folder / 'model.safetensors'}"))
+    if interrupted:
+        raise KeyboardInterrupt
+    return report
+
+
+def _run_processes(
+    cohort: Cohort, recorder: Recorder, display: Display, target: float, timeout: float
+) -> None:
+    def child(role: str, config: Path, *, restart: bool) -> Child:
+        log = cohort.folder / "logs" / f"{config.stem}.log"
+        return Child(config.stem, [role, "--config", str(config.resolve())], log, restart=restart)
+
+    children: list[Child] = []
+    try:
+        aggregator = child("aggregator", cohort.aggregator, restart=True)
+        children.append(aggregator)
+        display.say(
+            f"The aggregator is process {aggregator.process.pid}. Kill it, or any agent: it is started again and "
+            "goes on where it was."
+        )
+        children.extend(child("agent", cohort.agent(client), restart=True) for client in cohort.clients)
+        children.append(child("evaluator", cohort.evaluator, restart=True))
+        for _ in _until_reached(recorder, display, target, timeout):
+            for process in children:
+                news = process.check()
+                if news is None:
+                    continue
+                if not process.has_ended:
+                    display.say(news)
+                elif process.name in ("aggregator", "evaluator"):
+                    raise LocalError(f"{news} (see {cohort.folder / 'logs'})")
+                else:
+                    display.say(f"{news}; the others go on without it")
+            children = [process for process in children if not process.has_ended]
+            if len(children) <= 2:
+                raise LocalError(f"no agent is left (see {cohort.folder / 'logs'})")
+    finally:
+        stop_all(children)
+
+
+def _run_threads(cohort: Cohort, recorder: Recorder, display: Display, target: float, timeout: float) -> None:
+    roles: list[Role] = [make_aggregator(load(AggregatorSettings, file=cohort.aggregator))]
+    roles += [make_agent(load(AgentSettings, file=cohort.agent(client))) for client in cohort.clients]
+    roles.append(make_evaluator(load(EvaluatorSettings, file=cohort.evaluator)))
+    threads = [threading.Thread(target=role.run, name=type(role).__name__, daemon=True) for role in roles]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in _until_reached(recorder, display, target, timeout):
+            for thread in threads:
+                if not thread.is_alive():
+                    raise LocalError(f"{thread.name} ended before its time")
+    finally:
+        for role in reversed(roles):
+            role.stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+
+def _until_reached(recorder: Recorder, display: Display, target: float, timeout: float) -> Iterator[None]:
+    """Follow the run until the last evaluation reaches the target; the clock starts at the first fold."""
+    view = recorder.view
+    deadline = time.monotonic() + 2 * timeout
+    while time.monotonic() < deadline:
+        had_folded = view.folded
+        recorder.poll()
+        if view.folded and not had_folded:
+            deadline = time.monotonic() + timeout
+        display.show(view)
+        if view.accuracy and view.accuracy[-1][2] >= target:
+            display.show(view, final=True)
+            return
+        yield
+        time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _broker(settings: DemoSettings, folder: Path) -> Iterator[tuple[str, int]]:
+    """A broker to talk over: started here, or found at its address."""
+    if settings.broker == "mosquitto":
+        with Mosquitto() as mosquitto:
+            yield mosquitto.host, mosquitto.port
+    elif settings.broker != "embedded":
+        host, _, port = settings.broker.rpartition(":")
+        if not host or not port.isdigit():
+            raise SettingError("--broker", settings.broker, "embedded, mosquitto or HOST:PORT is allowed")
+        yield host, int(port)
+    elif settings.in_process:
+        with EmbeddedBroker() as broker:
+            yield broker.host, broker.port
+    else:
+        child = Child("broker", ["broker", "--port", "0"], folder / "broker.log", capture=True)
+        try:
+            ready = child.stdout.readline().decode().strip()
+            address, _, port = ready.removeprefix("ready on ").rpartition(":")
+            if not port.isdigit():
+                raise LocalError(f"the broker did not start: {child.last_words()}")
+            yield address, int(port)
+        finally:
+            stop_all([child])
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is taken as Ctrl-C. Outside the main thread signals are not ours to handle."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _new_folder(runs: Path) -> Path:
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    for attempt in range(100):
+        folder = runs / (stamp if not attempt else f"{stamp}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise LocalError(f"{runs} already holds a hundred runs of this second")
+
+
+def _point_latest(runs: Path, folder: Path) -> None:
+    link = runs / "latest"
+    temporary = runs / ".latest"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.name)
+    temporary.replace(link)
+
+
+def _report(
+    folder: Path,
+    settings: DemoSettings,
+    cohort_settings: CohortSettings,
+    cohort: Cohort,
+    data: str,
+    target: float,
+) -> Report:
+    values = {**asdict(settings), **asdict(cohort_settings)}
+    facts = RunFacts(
+        target=target,
+        dense_model_bytes=4 * cohort.layout.size,
+        agents=len(cohort.clients),
+        broker=settings.broker,
+        settings={
+            name: value if isinstance(value, int | float | bool) else str(value)
+            for name, value in values.items()
+            if value is not None
+        },
+        seed=cohort_settings.seed,
+        data=data,
+    )
+    report = build_report(folder, facts)
+    write_report(folder, report)
+    return report

@@ -1,0 +1,169 @@
+"""The recorder: gathers what the roles write in their diaries into one `metrics.jsonl`, and keeps the present state.
+
+Each role appends to a file of its own; the recorder follows all of them, so nothing of what it shows travels over
+the broker or counts as traffic.
+"""
+
+import json
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+_SHOWN_STATES: Final = {"idle": "waiting"}
+
+
+@dataclass(slots=True)
+class _Meter:
+    """A byte counter that survives the restarts of the process it belongs to."""
+
+    before: int = 0
+    latest: int = 0
+
+    def read(self, value: int) -> None:
+        if value < self.latest:
+            self.before += self.latest
+        self.latest = value
+
+    @property
+    def total(self) -> int:
+        return self.before + self.latest
+
+
+@dataclass(slots=True)
+class AgentView:
+    """One agent as far as its diary tells."""
+
+    state: str = "starting"
+    since: float = 0.0
+    updates: int = 0
+    base_version: int = -1
+    sent: _Meter = field(default_factory=_Meter)
+    received: _Meter = field(default_factory=_Meter)
+
+
+@dataclass(slots=True)
+class RunView:
+    """The run as it stands.
+
+    Attributes:
+        agents: by client id.
+        accuracy: (seconds since the start, version, accuracy) of each evaluation.
+        version: of the model.
+        folded: updates folded.
+        refused: updates refused, by reason.
+        staleness: how often each staleness occurred.
+    """
+
+    agents: dict[str, AgentView] = field(default_factory=dict)
+    accuracy: list[tuple[float, int, float]] = field(default_factory=list)
+    version: int = 0
+    folded: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    staleness: Counter[int] = field(default_factory=Counter)
+    news: deque[str] = field(default_factory=lambda: deque(maxlen=5))
+
+    @property
+    def uplink_bytes(self) -> int:
+        """What all agents sent, as MQTT packets."""
+        return sum(agent.sent.total for agent in self.agents.values())
+
+    @property
+    def downlink_bytes(self) -> int:
+        """What all agents received, as MQTT packets."""
+        return sum(agent.received.total for agent in self.agents.values())
+
+
+class Recorder:
+    """Follows the diaries of one run.
+
+    Args:
+        folder: of the run; diaries are `events/*.jsonl`, the result is `metrics.jsonl`.
+        started: wall time of the run's start, in seconds since 1970.
+    """
+
+    def __init__(self, folder: Path, started: float) -> None:
+        self._events, self._started = folder / "events", started
+        self._metrics = (folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        self._offsets: dict[Path, int] = {}
+        self.view = RunView()
+
+    def poll(self) -> bool:
+        """Read what is new in all diaries, in the order of time.
+
+        Returns:
+            Whether there was anything.
+        """
+        entries: list[dict[str, Any]] = []
+        for path in sorted(self._events.glob("*.jsonl")):
+            entries += self._read(path)
+        for entry in sorted(entries, key=lambda entry: float(entry["time"])):
+            self._take(entry)
+        return bool(entries)
+
+    def close(self) -> None:
+        """Take the rest, then close the file."""
+        self.poll()
+        self._metrics.close()
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        with path.open("rb") as file:
+            file.seek(self._offsets.get(path, 0))
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]  # a process may be killed in the middle of a line
+        self._offsets[path] = self._offsets.get(path, 0) + len(whole)
+        entries = []
+        for line in whole.splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # the torn line of a killed process, with the next one's after it
+        return entries
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        kind, t = entry["kind"], round(entry["time"] - self._started, 4)
+        view = self.view
+        if "sent" in entry:
+            agent = view.agents.setdefault(entry["client"], AgentView())
+            agent.sent.read(entry["sent"])
+            agent.received.read(entry["received"])
+        match kind:
+            case "state" | "away":
+                agent = view.agents[entry["client"]]
+                state = "away" if kind == "away" else _SHOWN_STATES.get(entry["state"], entry["state"])
+                if state != agent.state:
+                    agent.state, agent.since = state, t
+                    self._write(t, "agent", client=entry["client"], state=state)
+            case "trained":
+                view.agents[entry["client"]].updates += 1
+                view.agents[entry["client"]].base_version = entry["version"]
+            case "fold":
+                view.folded += 1
+                view.version = max(view.version, entry["version"])
+                view.staleness[entry["staleness"]] += 1
+                names = ("client", "seq", "base_version", "version", "staleness", "bytes")
+                self._write(t, kind, **{name: entry[name] for name in names})
+            case "refusal":
+                view.refused[entry["reason"]] += 1
+                self._write(t, kind, **{name: entry[name] for name in ("client", "seq", "reason")})
+            case "publish":
+                view.version = max(view.version, entry["version"])
+                names = ("version", "keyframe_bytes", "delta_bytes")
+                self._write(t, kind, **{name: entry[name] for name in names})
+            case "aggregator":
+                self._write(t, kind, state=entry["state"])
+            case "evaluation" if "accuracy" in entry:
+                view.accuracy.append((t, entry["version"], entry["accuracy"]))
+                self._write(
+                    t,
+                    kind,
+                    version=entry["version"],
+                    accuracy=entry["accuracy"],
+                    loss=entry["loss"],
+                    folded=view.folded,
+                    uplink_bytes=view.uplink_bytes,
+                    downlink_bytes=view.downlink_bytes,
+                )
+
+    def _write(self, t: float, kind: str, **fields: object) -> None:
+        self._metrics.write(json.dumps({"t": t, "kind": kind, **fields}) + "\n")
