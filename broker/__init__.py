@@ -4,7 +4,7 @@ This folder knows nothing of federated learning and imports nothing of the rest 
 
 The embedded broker, from the bottom up: `wire` and `properties` (primitive types), `packets` and `decoder` (the
 codec), `topics` (the two trees), `session`, `state` and `channel` (what is remembered, and of whom), `dispatch`
-and `core` (the decisions, pure), `records` and `log` (what survives a restart), `faults` (what goes wrong on
+and `core` (the decisions, pure), `records`, `journal` and `log` (what survives a restart), `faults` (what goes wrong on
 purpose), `server` and `embedded` (sockets and threads). `mosquitto` stands beside all of that.
 """
 

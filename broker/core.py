@@ -19,9 +19,10 @@ from typing import Final, assert_never
 
 from .channel import Channel
 from .counters import Counters, sys_values
-from .dispatch import Dispatcher, Journal
+from .dispatch import Dispatcher
 from .errors import ProtocolError, ReasonCode
 from .faults import Fault, FaultAction, FaultPlan
+from .journal import Journal
 from .packets import (
     PINGRESP,
     Connack,

@@ -10,13 +10,13 @@ If the disk refuses, everything recorded is refused: PUBACK 0x97 to a client of 
 3.1.1. From then on the journal is behind, and `maintain` tries, less and less often, to write the state anew.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from .channel import Channel
 from .counters import Counters
-from .errors import LogFullError, ReasonCode
+from .errors import LogUnavailableError, ReasonCode
+from .journal import Journal
 from .packets import Subscription, Version
 from .records import Record, RecordKind, done_record, message_record, queue_record, sent_record, snapshot
 from .session import Delivery, Message, Session
@@ -26,27 +26,6 @@ from .topics import ShareGroup
 
 _RETRY_FIRST: Final = 1.0  # seconds until a journal that is behind is written anew; doubles up to the last
 _RETRY_LAST: Final = 60.0
-
-
-class Journal(Protocol):
-    """What the broker asks of a log; `AppendLog` is one."""
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-
-    @property
-    def behind(self) -> bool:
-        """Whether a commit has failed since the last compaction."""
-
-    def append(self, record: Record, *, sync: bool = False) -> None:
-        """Adds a record to the next commit; `sync` has that commit wait for the disk."""
-
-    def commit(self) -> None:
-        """Writes the appended records, or raises `LogFullError`."""
-
-    def compact(self, records: Iterable[Record]) -> None:
-        """Replaces all records by these, or raises `LogFullError`."""
 
 
 Target = tuple[Session, Delivery]
@@ -76,7 +55,7 @@ class Dispatcher:
         self, settings: BrokerSettings, state: BrokerState, counters: Counters, journal: Journal | None
     ) -> None:
         self.dirty: dict[Channel, None] = {}
-        self.log_error: LogFullError | None = None
+        self.log_error: LogUnavailableError | None = None
         self._settings = settings
         self._state = state
         self._counters = counters
@@ -211,7 +190,7 @@ class Dispatcher:
             return False
         try:
             self._journal.commit()
-        except LogFullError as error:
+        except LogUnavailableError as error:
             self.log_error = error
             self._retry_at = now + self._retry_after
             return False
@@ -345,7 +324,7 @@ class Dispatcher:
             return
         try:
             journal.compact(snapshot(self._state, now))
-        except LogFullError as error:
+        except LogUnavailableError as error:
             self.log_error = error
             self._retry_at = now + self._retry_after
             self._retry_after = min(2 * self._retry_after, _RETRY_LAST)

@@ -27,11 +27,15 @@ from .state import BrokerState
 
 
 def _open(
-    settings: BrokerSettings, log_path: Path | None, clock: Clock, faults: FaultPlan | None
+    settings: BrokerSettings,
+    log_path: Path | None,
+    clock: Clock,
+    faults: FaultPlan | None = None,
+    kept: BrokerState | None = None,
 ) -> tuple[BrokerCore, AppendLog | None]:
-    """A core with what its log restores."""
+    """A core with what its log restores, or without a log with what was kept in memory."""
     if log_path is None:
-        return BrokerCore(settings, clock(), faults=faults), None
+        return BrokerCore(settings, clock(), state=kept, faults=faults), None
     log = AppendLog(log_path, max_bytes=settings.max_log_bytes)
     try:
         try:
@@ -98,7 +102,7 @@ class EmbeddedBroker:
         Raises:
             OSError: the address is taken or not ours.
             LogDamagedError: the log holds bytes that were durable once and have changed.
-            LogFullError: the log cannot be opened.
+            LogUnavailableError: the log cannot be opened.
             RuntimeError: it is running already.
         """
         if self._thread is not None:
@@ -126,11 +130,9 @@ class EmbeddedBroker:
             ready.set()
 
     async def _live(self, ready: threading.Event) -> None:
-        core, log = _open(self.settings, self._log_path, self._clock, self._faults)
+        kept, self._kept = self._kept, None
+        core, log = _open(self.settings, self._log_path, self._clock, self._faults, kept)
         try:
-            if self._kept is not None:
-                core = BrokerCore(self.settings, self._clock(), state=self._kept, faults=self._faults)
-                self._kept = None
             server = Server(core, self._clock)
             self.port = await server.listen(self.host, self.port)
             self._server, self._loop, self._ending = server, asyncio.get_running_loop(), asyncio.Event()
@@ -222,10 +224,10 @@ async def serve(
     Raises:
         OSError: the address is taken or not ours.
         LogDamagedError: the log holds bytes that were durable once and have changed.
-        LogFullError: the log cannot be opened.
+        LogUnavailableError: the log cannot be opened.
     """
     clock = Clock()
-    core, log = _open(settings or BrokerSettings(), log_path, clock, None)
+    core, log = _open(settings or BrokerSettings(), log_path, clock)
     server = Server(core, clock)
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()

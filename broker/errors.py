@@ -87,8 +87,8 @@ class BrokerSettingError(BrokerError):
         super().__init__(f"broker setting {name} = {value!r} cannot be used: it must be {allowed}")
 
 
-class LogFullError(BrokerError):
-    """Records could not be made durable; those of the failed commit are not in the log.
+class LogUnavailableError(BrokerError):
+    """The log cannot be opened or written; the records of a commit that failed are not in it.
 
     Attributes:
         path: the log.
@@ -97,7 +97,7 @@ class LogFullError(BrokerError):
 
     def __init__(self, path: Path, why: str) -> None:
         self.path, self.why = path, why
-        super().__init__(f"the log {path} cannot take more: {why}")
+        super().__init__(f"the log {path} cannot be written: {why}")
 
 
 class LogDamagedError(BrokerError):

@@ -6,7 +6,8 @@ Theory of operation. The file begins with `MAGIC` and eight random bytes, the sa
 
     mark (4 bytes) | size of the body (u32) | durable (u64) | CRC-32 of salt, size, durable, body (u32) | body
 
-The salt keeps a publisher from putting something into a payload that looks like a frame of this file.
+The mark is the salt's first half: no publisher can put into a payload what looks like a frame of this file,
+neither to have it replayed nor to make the search below slow.
 
 `durable` is the offset up to which the file was known to be on the disk when the frame was written. That is
 what tells a torn tail from damage: where a frame is bad and no later whole frame says that the bytes at that
@@ -32,11 +33,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from .errors import LogDamagedError, LogFullError
+from .errors import LogDamagedError, LogUnavailableError
 from .records import Record, decode_records
 
 MAGIC: Final = b"fedmq broker log 1\n"
-_MARK: Final = b"\xf5LOG"
 _FRAME: Final = struct.Struct(">4sIQI")
 _CHECKED: Final = struct.Struct(">IQ")
 _SALT_SIZE: Final = 8
@@ -49,11 +49,15 @@ class _Framing:
 
     def __init__(self, salt: bytes) -> None:
         self.start = MAGIC + salt
+        self._mark = salt[: len(salt) // 2]
         self._crc = zlib.crc32(salt)
 
     def frame(self, body: bytes, durable: int) -> bytes:
         checked = _CHECKED.pack(len(body), durable)
-        return _FRAME.pack(_MARK, len(body), durable, zlib.crc32(body, zlib.crc32(checked, self._crc))) + body
+        return (
+            _FRAME.pack(self._mark, len(body), durable, zlib.crc32(body, zlib.crc32(checked, self._crc)))
+            + body
+        )
 
     def at(self, data: memoryview, offset: int) -> tuple[int, memoryview] | None:
         """The frame at an offset as (durable, body), or None where there is no whole one."""
@@ -61,7 +65,7 @@ class _Framing:
             return None
         mark, size, durable, crc = _FRAME.unpack_from(data, offset)
         body = data[offset + _FRAME.size : offset + _FRAME.size + size]
-        if mark != _MARK or len(body) != size:
+        if mark != self._mark or len(body) != size:
             return None
         if zlib.crc32(body, zlib.crc32(_CHECKED.pack(size, durable), self._crc)) != crc:
             return None
@@ -70,12 +74,12 @@ class _Framing:
     def promised(self, data: bytes, offset: int) -> bool:
         """Whether a whole frame after `offset` says that the bytes at `offset` had been durable."""
         view = memoryview(data)
-        place = data.find(_MARK, offset + 1)
+        place = data.find(self._mark, offset + 1)
         while place >= 0:
             frame = self.at(view, place)
             if frame is not None and frame[0] > offset:
                 return True
-            place = data.find(_MARK, place + 1)
+            place = data.find(self._mark, place + 1)
         return False
 
 
@@ -106,7 +110,7 @@ class AppendLog:
 
     Raises:
         LogDamagedError: the file is no log, or bytes that were durable have changed.
-        LogFullError: another process has the log open, or it cannot be made.
+        LogUnavailableError: another process has the log open, or it cannot be made.
     """
 
     def __init__(self, path: Path, *, max_bytes: int) -> None:
@@ -128,10 +132,10 @@ class AppendLog:
             self.size = self._durable = self._recover()
         except BlockingIOError:
             self.close()
-            raise LogFullError(path, "another broker has it open") from None
+            raise LogUnavailableError(path, "another broker has it open") from None
         except OSError as error:
             self.close()
-            raise LogFullError(path, f"it cannot be opened: {error}") from error
+            raise LogUnavailableError(path, f"it cannot be opened: {error}") from error
         except LogDamagedError:
             self.close()
             raise
@@ -139,11 +143,6 @@ class AppendLog:
     @property
     def _sibling(self) -> Path:
         return self.path.with_name(self.path.name + ".new")
-
-    @property
-    def pending(self) -> bool:
-        """Whether records wait for a commit."""
-        return bool(self._records)
 
     def _recover(self) -> int:
         """Cuts a torn tail off and returns the size that is left."""
@@ -202,7 +201,7 @@ class AppendLog:
         """Writes what was appended as one frame, and waits for the disk if a record asked for it.
 
         Raises:
-            LogFullError: nothing of it is in the log, which is now `behind`.
+            LogUnavailableError: nothing of it is in the log, which is now `behind`.
         """
         if not self._records:
             return
@@ -221,7 +220,7 @@ class AppendLog:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self.size)
                 os.lseek(self._file, self.size, os.SEEK_SET)
-            raise LogFullError(self.path, str(error)) from error
+            raise LogUnavailableError(self.path, str(error)) from error
         self.size += len(frame)
         if sync:
             self._durable = self.size
@@ -230,7 +229,7 @@ class AppendLog:
         """Replaces the log by `records`, which have to make up the whole state, and catches up.
 
         Raises:
-            LogFullError: the old log is still in place.
+            LogUnavailableError: the old log is still in place.
         """
         framing = _Framing(os.urandom(_SALT_SIZE))
         descriptor = -1
@@ -243,7 +242,7 @@ class AppendLog:
                 os.close(descriptor)
             with contextlib.suppress(OSError):
                 self._sibling.unlink(missing_ok=True)
-            raise LogFullError(self.path, f"compaction failed: {error}") from error
+            raise LogUnavailableError(self.path, f"compaction failed: {error}") from error
         os.close(self._file)
         self._file, self._framing, self.size, self._durable = descriptor, framing, size, size
         self._records.clear()
@@ -252,7 +251,7 @@ class AppendLog:
             _sync_folder(self.path.parent)
         except OSError as error:
             self.behind = True  # whether the folder names the new file after a power loss is unknown
-            raise LogFullError(self.path, f"compaction failed: {error}") from error
+            raise LogUnavailableError(self.path, f"compaction failed: {error}") from error
         self.behind = False
 
     def _write_snapshot(self, descriptor: int, framing: _Framing, records: Iterable[Record]) -> int:

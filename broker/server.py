@@ -28,6 +28,7 @@ _CONNECT_BYTES: Final = (
 )  # the longest CONNECT that makes sense: a will, a name and a password of 64 KiB
 _JOIN_BYTES: Final = 64 << 10  # smaller pieces are joined into one send, larger ones are not copied
 _DRAIN_SECONDS: Final = 1.0
+_LINGER_SECONDS: Final = 10.0  # for a client that does not read its own farewell
 _STRANGERS: Final = 64  # connections beyond max_clients, so that a client can be told that there are too many
 
 
@@ -48,7 +49,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, server: "Server") -> None:
         self._server = server
         self._core = server.core
-        self.transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | None = None
         self._decoder = Decoder(min(_CONNECT_BYTES, self._core.settings.max_packet))
         self._reading = True
         self.channel: Channel | None = None
@@ -56,7 +57,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if not isinstance(transport, asyncio.Transport):
             raise TypeError(f"a stream transport is needed, not {type(transport).__name__}")
-        self.transport = transport
+        self._transport = transport
         if len(self._core.channels) >= self._core.settings.max_clients + _STRANGERS:
             transport.abort()
             return
@@ -95,20 +96,20 @@ class _Connection(asyncio.Protocol):
             self.channel.writable = False
 
     def resume_writing(self) -> None:
-        if self.channel is None or self.transport is None:
+        if self.channel is None or self._transport is None:
             return
         now = self._server.clock()
         self.channel.writable = True
         self.channel.last_seen = now  # it reads; that we did not read from it must not count against it
         if not self._reading:
             self._reading = True
-            self.transport.resume_reading()
+            self._transport.resume_reading()
         self._core.writable(self.channel, now)
         self._server.schedule()
 
     def flush(self) -> None:
         """Writes what the core has for this client."""
-        channel, transport = self.channel, self.transport
+        channel, transport = self.channel, self._transport
         if channel is None or transport is None:
             return
         small: list[Payload] = []
@@ -128,6 +129,11 @@ class _Connection(asyncio.Protocol):
         elif self._reading and transport.get_write_buffer_size() > 2 * self._core.settings.write_buffer:
             self._reading = False
             transport.pause_reading()
+
+    def abort(self) -> None:
+        """Resets the connection; what is not sent yet is lost."""
+        if self._transport is not None:
+            self._transport.abort()
 
 
 class Server:
@@ -188,7 +194,7 @@ class Server:
                 if connection is not None:
                     connection.flush()
                     core.writable(channel, now)
-        core.commit(now)
+            core.commit(now)  # under which identifiers deliveries go out is recorded before they do
         self._arm()
 
     def _arm(self) -> None:
@@ -204,8 +210,12 @@ class Server:
 
     def _tick(self) -> None:
         self._timer = None
-        self.core.tick(self.clock())
+        now = self.clock()
+        self.core.tick(now)
         self._end_turn()
+        for channel, connection in list(self.connections.items()):
+            if channel.closing and now - channel.last_seen > _LINGER_SECONDS:
+                connection.abort()
 
     async def close(self) -> None:
         """Stops in good order: clients are told, wills are published, buffers are given `_DRAIN_SECONDS` to drain."""
@@ -237,5 +247,4 @@ class Server:
         connections = list(self.connections.values())
         self.connections.clear()
         for connection in connections:
-            if connection.transport is not None:
-                connection.transport.abort()
+            connection.abort()

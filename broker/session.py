@@ -147,11 +147,6 @@ class Session:
         """Whether one more delivery may be outstanding."""
         return len(self._outstanding) < self.window
 
-    @property
-    def backlog(self) -> int:
-        """How many deliveries are not acknowledged yet, sent or not."""
-        return len(self.queue) + len(self.inflight)
-
     def attach(self, channel: "Channel", window: int) -> None:
         """A connection takes the session up: everything in flight has to be sent again."""
         self.channel, self.window = channel, window

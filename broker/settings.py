@@ -33,7 +33,8 @@ class BrokerSettings:
         connect_timeout: how long a connection may be open before its CONNECT.
         sys_interval: how often `$SYS` is published; 0 for never.
         log_compact_bytes: a log smaller than this is never compacted.
-        max_log_bytes: the log's largest size; beyond it publishes that need the log are answered 0x97.
+        max_log_bytes: the log's largest size; beyond it publishes that need the log are answered 0x97. At the
+            start the whole log is read into memory.
     """
 
     users: Mapping[str, str] | None = field(default=None, repr=False)
@@ -54,7 +55,7 @@ class BrokerSettings:
     connect_timeout: float = 10.0
     sys_interval: float = 10.0
     log_compact_bytes: int = 16 << 20
-    max_log_bytes: int = 8 << 30
+    max_log_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

@@ -7,6 +7,7 @@ few and must not be sparsified, so they are never given to the codec.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +44,8 @@ class DecodedVector:
         return np.concatenate((self.trainable.to_dense(), self.buffers))
 
     def norm(self) -> float:
-        """Euclidean norm of the trainable part."""
-        return self.trainable.norm()
+        """Euclidean norm of the whole, buffers included: a fold adds them too."""
+        return math.hypot(self.trainable.norm(), np.linalg.norm(self.buffers.astype(np.float64)))
 
     def is_finite(self) -> bool:
         """Whether no value is infinite or NaN."""

@@ -7,9 +7,13 @@ An envelope is
 and the body is a msgpack map with short string keys. Unknown keys are ignored, so that a later minor release can
 add a field with a default; a schema number other than ours is refused.
 
-Law 7: reading any bytes returns or raises `WireError`, nothing else, and allocates at most a small multiple of
-the input: the lengths that msgpack announces are capped before anything is allocated. What each message
-holds is the business of `fedmq.wire`.
+Law 7: reading any bytes returns or raises `WireError`, nothing else, and n bytes allocate at most
+
+    ALLOCATED_PER_BYTE · n + ALLOCATED_PER_VALUE · v
+
+where v, the values that the message announces, has a bound of its own. msgpack would allocate a list of the announced
+length before its entries are there, one within the other a thousand deep: 3 kB became 80 MB. So the values are
+counted first, without allocating any. What each message holds is the business of `fedmq.wire`.
 """
 
 import zlib
@@ -26,8 +30,12 @@ SCHEMA: Final = 1
 HEADER_BYTES: Final = 6
 MAX_INTEGER: Final = 2**63 - 1
 MAX_DETAIL: Final = 200
-#: Nothing that fedmq sends holds more entries in one list, but for a plan's layout.
-_MAX_ENTRIES: Final = 512
+#: Values in one message, but for a plan's: a receipt with its lists full holds 1,298.
+MAX_VALUES: Final = 2048
+#: A text in which the last character needs four bytes is copied twice on its way to a str.
+ALLOCATED_PER_BYTE: Final = 8
+#: The most is a map of one entry that `fedmq.wire` has made a value of.
+ALLOCATED_PER_VALUE: Final = 512
 
 T = TypeVar("T")
 
@@ -156,13 +164,13 @@ def kind_of(data: bytes) -> Kind:
         raise WireError("envelope", f"unknown kind {data[1]}") from None
 
 
-def unpack(kind: Kind, data: bytes, max_entries: int = _MAX_ENTRIES) -> Fields:
+def unpack(kind: Kind, data: bytes, max_values: int = MAX_VALUES) -> Fields:
     """Take a body out of its envelope.
 
     Args:
         kind: what it must hold.
         data: any bytes.
-        max_entries: how long its longest list may be.
+        max_values: how many values it may hold, those within lists and maps and the maps' keys included.
 
     Raises:
         WireError: the bytes are not such an envelope.
@@ -174,21 +182,57 @@ def unpack(kind: Kind, data: bytes, max_entries: int = _MAX_ENTRIES) -> Fields:
     body = memoryview(data)[HEADER_BYTES:]
     if zlib.crc32(body, zlib.crc32(data[:2])) != int.from_bytes(data[2:HEADER_BYTES], "big"):
         raise WireError(what, "the CRC does not match: the message is damaged")
+    if _count_values(body, max_values) > max_values:
+        raise WireError(what, f"announces more than {max_values} values")
     try:
         fields = msgpack.unpackb(
-            body,
-            raw=False,
-            strict_map_key=True,
-            use_list=True,
-            max_array_len=max_entries,
-            max_map_len=64,
-            max_ext_len=0,
-            ext_hook=_no_extensions,
+            body, raw=False, strict_map_key=True, max_ext_len=0, ext_hook=_no_extensions
         )
     # RecursionError comes from msgpack's pure-Python fallback, the others from both
     except (ValueError, msgpack.UnpackException, TypeError, OverflowError, RecursionError) as error:
         raise WireError(what, f"not valid msgpack: {type(error).__name__} {error}"[:MAX_DETAIL]) from None
     return Fields(what, fields)
+
+
+# msgpack's first bytes, with the width in bytes of the number that follows, or of the length that follows.
+_NUMBERS: Final = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_STRINGS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_LISTS: Final = {0xDC: 2, 0xDD: 4}
+_MAPS: Final = {0xDE: 2, 0xDF: 4}
+
+
+def _count_values(body: memoryview, high: int) -> int:
+    """How many values the first value of a body announces, itself included; stops beyond `high`.
+
+    It counts and no more: what is cut off, of an extension type or no msgpack is left to msgpack to refuse.
+    """
+    at, pending, count = 0, 1, 1
+    while pending and at < len(body) and count <= high:
+        first = body[at]
+        at += 1
+        entries = 0
+        if first in _NUMBERS:
+            at += _NUMBERS[first]
+        elif 0xA0 <= first <= 0xBF:
+            at += first & 0x1F
+        elif first in _STRINGS:
+            width = _STRINGS[first]
+            at += width + int.from_bytes(body[at : at + width], "big")
+        elif 0x90 <= first <= 0x9F:
+            entries = first & 0x0F
+        elif 0x80 <= first <= 0x8F:
+            entries = 2 * (first & 0x0F)
+        elif first in _LISTS:
+            width = _LISTS[first]
+            entries = int.from_bytes(body[at : at + width], "big")
+            at += width
+        elif first in _MAPS:
+            width = _MAPS[first]
+            entries = 2 * int.from_bytes(body[at : at + width], "big")
+            at += width
+        pending += entries - 1
+        count += entries
+    return count
 
 
 def _no_extensions(code: int, data: bytes) -> object:

@@ -9,6 +9,7 @@ keep a framework's order. Private segments never leave the device and have no pl
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,7 +58,7 @@ class Segment:
             raise LayoutError(f"tensor name {self.name[:40]!r}: 1 to {MAX_NAME} characters are allowed")
         if self.dtype not in DTYPES:
             raise LayoutError(
-                f"tensor {self.name} has dtype {self.dtype}: allowed are {', '.join(sorted(DTYPES))}; "
+                f"tensor {self.name} has dtype {self.dtype[:40]}: allowed are {', '.join(sorted(DTYPES))}; "
                 "integer buffers stay on the device"
             )
         if len(self.shape) > MAX_DIMENSIONS or any(side < 0 for side in self.shape):
@@ -84,7 +85,7 @@ class ParamLayout:
     def __post_init__(self) -> None:
         names = [segment.name for segment in self.segments]
         if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = [name for name, times in Counter(names).items() if times > 1]
             raise LayoutError(f"tensor names repeat: {', '.join(twice[:5])}")
         if len(names) > MAX_SEGMENTS:
             raise LayoutError(f"{len(names)} tensors: at most {MAX_SEGMENTS} are allowed")

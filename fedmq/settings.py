@@ -22,6 +22,8 @@ from .plan import Scalar
 
 S = TypeVar("S")
 
+_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
 #: A free table, such as a trainer's settings: any names, scalar values.
 Table = tuple[tuple[str, Scalar], ...]
 
@@ -111,31 +113,29 @@ class Leaf:
         """
         try:
             result = self._convert(value)
-        except (ValueError, TypeError):
-            raise SettingError(
-                self.path, "…" if self.secret else value, f"{self.allowed} is allowed"
-            ) from None
+        except (ValueError, TypeError, OverflowError):
+            raise self._refused(value) from None
         rule = self.rule
         low, high = rule.low, rule.high
         if isinstance(result, int | float) and not isinstance(result, bool):
             # written so that NaN fails
             if not ((low is None or result >= low) and (high is None or result <= high)):
-                raise SettingError(self.path, value, f"{self.allowed} is allowed")
+                raise self._refused(value)
         elif rule.choices and result not in rule.choices:
-            raise SettingError(self.path, value, f"{self.allowed} is allowed")
+            raise self._refused(value)
         return result
+
+    def _refused(self, value: object) -> SettingError:
+        return SettingError(self.path, "…" if self.secret else value, f"{self.allowed} is allowed")
 
     def _convert(self, value: object) -> object:
         if self.kind is tuple:
             return parse_table(value)
         if self.kind is bool:
-            if isinstance(value, str):
-                return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                    value.lower()
-                ]
-            if not isinstance(value, bool):
+            found = _TRUTHS.get(value.lower()) if isinstance(value, str) else value
+            if not isinstance(found, bool):
                 raise ValueError
-            return value
+            return found
         if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
             raise ValueError
         if self.kind is int and isinstance(value, float):
@@ -254,7 +254,8 @@ def _flatten(
         elif isinstance(value, dict) and any(name.startswith(path + ".") for name in known):
             yield from _flatten(value, path + ".", known, file)
         else:
-            raise SettingError(path, value, f"{file} may hold {', '.join(known)}")
+            # the value is not shown: it may be a password whose name is misspelt
+            raise SettingError(path, "…", f"there is no such setting; {file} may hold {', '.join(known)}")
 
 
 def _build(cls: type[S], values: Mapping[str, object], prefix: str) -> S:

@@ -4,12 +4,13 @@
 a value or raises `WireError`, whatever the bytes (law 7, see `fedmq.envelope`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from .envelope import MAX_DETAIL, MAX_INTEGER, Fields, Kind, pack, unpack
 from .errors import LayoutError
-from .layout import MAX_SEGMENTS, ParamLayout
+from .layout import MAX_DIMENSIONS, MAX_SEGMENTS, ParamLayout
 from .plan import Plan, Scalar
 from .types import (
     Chunk,
@@ -33,6 +34,9 @@ MAX_METRICS: Final = 16
 MAX_CHUNKS: Final = 65_536
 #: Also the bound on a client's outbox: a receipt covers everything that may still lie in it.
 MAX_RECEIPT_ENTRIES: Final = 256
+MAX_SETTINGS: Final = 64
+#: A row of the layout is a list of four, one of which is a list of sides.
+MAX_PLAN_VALUES: Final = MAX_SEGMENTS * (5 + MAX_DIMENSIONS) + 2 * MAX_SETTINGS + 64
 
 
 def _pack_id(update_id: UpdateId) -> dict[str, object]:
@@ -143,7 +147,7 @@ def unpack_receipt(data: bytes) -> Receipt:
     refused = []
     for entry in fields.items("r", MAX_RECEIPT_ENTRIES) if fields.has("r") else ():
         match entry:
-            case [int(seq), *refusal] if 0 < seq <= MAX_INTEGER:
+            case [int(seq), *refusal] if 0 < seq <= MAX_INTEGER and not isinstance(seq, bool):
                 refused.append((seq, _read_refusal(fields, "r", refusal)))
             case _:
                 raise fields.wrong("r", "an entry is not [seq, reason, detail]")
@@ -277,12 +281,15 @@ def unpack_plan(data: bytes) -> Plan:
     Raises:
         WireError: the bytes are not one.
     """
-    fields = unpack(Kind.PLAN, data, max_entries=MAX_SEGMENTS)
+    fields = unpack(Kind.PLAN, data, MAX_PLAN_VALUES)
     settings: list[tuple[str, Scalar]] = []
-    for name, value in fields.pairs("x", 64):
+    for name, value in fields.pairs("x", MAX_SETTINGS):
         if not isinstance(value, str | int | float | bool):
             raise fields.wrong("x", f"{name[:40]!r} is not a text, number or truth value")
         settings.append((name, value))
+    resend_seconds = fields.number("r")
+    if not 0 < resend_seconds < math.inf:  # written so that NaN fails
+        raise fields.wrong("r", f"{resend_seconds} is not a number of seconds above 0")
     return Plan(
         epoch=fields.integer("e", 1),
         layout=_read_layout(fields),
@@ -294,7 +301,7 @@ def unpack_plan(data: bytes) -> Plan:
         max_update_bytes=fields.integer("z", 1),
         max_staleness=fields.integer("a"),
         wait_for_new_version=fields.flag("w"),
-        resend_seconds=fields.number("r"),
+        resend_seconds=resend_seconds,
     )
 
 

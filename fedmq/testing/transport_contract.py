@@ -395,6 +395,12 @@ class TransportContract:
         with pytest.raises(TransportError, match="topic"):
             net.transport("client").publish(topic, b"x")
 
+    @pytest.mark.parametrize("expiry", [0, -1, float("nan"), float("inf"), 2**32])
+    def test_an_expiry_that_cannot_be_sent_is_refused(self, net: Net, expiry: float) -> None:
+        """At once, in the caller's own thread."""
+        with pytest.raises(TransportError, match="expiry"):
+            net.transport("client").publish("a", b"x", expiry=expiry)
+
     @pytest.mark.parametrize("topic_filter", ["", "a/#/b", "a+", "a#", "a\0b"])
     def test_a_filter_that_nobody_can_subscribe_to_is_refused(self, net: Net, topic_filter: str) -> None:
         """At once, in the caller's own thread."""

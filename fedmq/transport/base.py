@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NewType, Protocol
 
+from fedmq.errors import TransportError
+
 PublishToken = NewType("PublishToken", int)
 
 
@@ -132,6 +134,16 @@ class Traffic:
     packets_received: int = 0
 
 
+def check_expiry(expiry: float | None) -> None:
+    """Refuse what MQTT's four bytes of seconds cannot say (MQTT 5 section 3.3.2.3.3).
+
+    Raises:
+        TransportError: not a number, not more than 0, or more than 136 years.
+    """
+    if expiry is not None and not 0 < expiry <= 0xFFFFFFFF:
+        raise TransportError(f"expiry {expiry!r}: give None, or more than 0 and at most {0xFFFFFFFF} seconds")
+
+
 class Transport(Protocol):
     """A connection to a broker that outlives its sockets."""
 
@@ -170,8 +182,8 @@ class Transport(Protocol):
 
         Raises:
             PacketTooLargeError: larger than the connected broker accepts.
-            TransportError: too many outcomes were not polled yet, the topic is not one to publish to, or the
-                transport is closed.
+            TransportError: too many outcomes were not polled yet, the topic is not one to publish to, the
+                expiry cannot be sent, or the transport is closed.
         """
 
     def subscribe(self, topic_filter: str) -> None:

@@ -31,6 +31,7 @@ from fedmq.transport.base import (
     SubscriptionRefused,
     Traffic,
     Will,
+    check_expiry,
 )
 from fedmq.transport.filters import check_filter, check_topic
 from fedmq.transport.memory_broker import DeadLetter, MemoryBroker
@@ -122,6 +123,7 @@ class MemoryTransport:
     ) -> PublishToken:
         """Publish now, or when there is a connection."""
         check_topic(topic)
+        check_expiry(expiry)
         if self._closed:
             raise TransportError(f"publish to {topic!r} after close")
         if len(self._outcome_awaited) >= self._max_queued:

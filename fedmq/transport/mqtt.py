@@ -54,6 +54,7 @@ from fedmq.transport.base import (
     PublishToken,
     SubscriptionRefused,
     Traffic,
+    check_expiry,
 )
 from fedmq.transport.filters import check_filter, check_topic
 from fedmq.transport.flight import STRIKES, TAKEN_OVER, Flight, Publish
@@ -157,6 +158,7 @@ class MqttTransport:
     ) -> PublishToken:
         """Queue one publish. The expiry counts from when it is sent; MQTT 3.1.1 has none and ignores it."""
         check_topic(topic)
+        check_expiry(expiry)
         if self._closed:
             raise TransportError(f"publish to {topic!r} after close")
         if self._outcomes_awaited >= self._settings.max_queued:
@@ -202,8 +204,8 @@ class MqttTransport:
         self._closed = True
         if self._started:
             self._command(self._begin_close)
-            # A thread that hangs in a name lookup ends by itself when that returns.
-            self._thread.join(2 * _GOODBYE + self._settings.connect_timeout)
+            # One that hangs in an attempt to connect is not waited for: it ends by itself when that returns.
+            self._thread.join(3 * _GOODBYE)
         else:
             self._release()
 

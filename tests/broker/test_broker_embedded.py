@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
 import pytest
 from fedmq.broker import BrokerSettings, Counters, EmbeddedBroker, Fault, FaultAction, FaultPlan
-from fedmq.broker.errors import LogDamagedError, LogFullError, ReasonCode
+from fedmq.broker import server as server_module
+from fedmq.broker.errors import LogDamagedError, LogUnavailableError, ReasonCode
 from fedmq.broker.packets import Connect, Disconnect, Publish, Subscribe, Subscription, Version, Will, encode
 from fedmq.broker.properties import Properties
 from paho.mqtt.packettypes import PacketTypes
@@ -21,6 +23,14 @@ from paho.mqtt.properties import Properties as PahoProperties
 
 KEPT = {"clean_start": False, "properties": Properties(session_expiry=1000)}
 PATIENCE = 10.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for a state that tells nobody when it is there."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()
 
 
 class Paho:
@@ -259,6 +269,22 @@ def test_a_client_that_does_not_read_costs_bounded_memory(dial):
         assert lazy.ping() == []
 
 
+def test_a_client_that_does_not_read_its_farewell_is_cut_off(dial, monkeypatch):
+    """It would keep its connection, and what waits for it, for ever."""
+    monkeypatch.setattr(server_module, "_LINGER_SECONDS", 0.0)
+    with EmbeddedBroker() as broker:
+        lazy = dial(broker, "lazy")
+        lazy.subscribe("t")
+        writer = dial(broker, "writer")
+        while broker.counters.publishes_sent - broker.counters.publishes_received > -3:
+            writer.publish("t", bytes(1 << 20))
+        lazy.send_bytes(b"\xf0\x00")
+        wait_until(lambda: len(broker._server.connections) == 1)
+
+        assert writer.ping() == []
+        assert broker.counters.connected == 1
+
+
 def test_many_publishers_reach_one_subscriber(dial):
     """Nothing is lost, doubled or reordered within a publisher."""
     with EmbeddedBroker() as broker:
@@ -303,7 +329,10 @@ def test_a_log_that_cannot_be_used_is_an_error_of_start(tmp_path):
     (tmp_path / "text").write_text("these are not the bytes of a log")
     with pytest.raises(LogDamagedError):
         EmbeddedBroker(log_path=tmp_path / "text").start()
-    with EmbeddedBroker(log_path=tmp_path / "log"), pytest.raises(LogFullError, match="another broker"):
+    with (
+        EmbeddedBroker(log_path=tmp_path / "log"),
+        pytest.raises(LogUnavailableError, match="another broker"),
+    ):
         EmbeddedBroker(log_path=tmp_path / "log").start()
 
 

@@ -10,7 +10,7 @@ import pytest
 from fedmq.broker import BrokerSettings
 from fedmq.broker.core import BrokerCore
 from fedmq.broker.decoder import Decoder
-from fedmq.broker.errors import LogDamagedError, LogFullError, ReasonCode
+from fedmq.broker.errors import LogDamagedError, LogUnavailableError, ReasonCode
 from fedmq.broker.log import MAGIC, AppendLog
 from fedmq.broker.packets import Connect, Puback, Publish, Subscribe, Subscription, Unsubscribe, Version
 from fedmq.broker.properties import Properties
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_log_is_left_alone(tmp_path, content):
 def test_two_brokers_cannot_share_a_log(tmp_path):
     """The second is told so."""
     log = open_log(tmp_path / "log")
-    with pytest.raises(LogFullError, match="another broker"):
+    with pytest.raises(LogUnavailableError, match="another broker"):
         open_log(tmp_path / "log")
     log.close()
 
@@ -175,7 +175,7 @@ def test_a_compaction_that_does_not_finish_leaves_the_old_log(tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path if step == "rename" else os, step, fail)
-        with pytest.raises(LogFullError, match="compaction failed"):
+        with pytest.raises(LogUnavailableError, match="compaction failed"):
             log.compact(iter([record(9)]))
     log.append(record(7), sync=True)
     log.commit()
@@ -201,7 +201,7 @@ def test_a_commit_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     log.append(record(2), sync=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", short_write)
-        with pytest.raises(LogFullError, match="no space left"):
+        with pytest.raises(LogUnavailableError, match="no space left"):
             log.commit()
     log.append(record(3), sync=True)
     log.commit()

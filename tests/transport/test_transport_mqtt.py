@@ -5,8 +5,10 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -327,7 +329,7 @@ def test_a_poison_publish_is_given_up_and_what_follows_is_sent(
     poison = transport.publish("poison", bytes(100))
     after = transport.publish("after", b"")
     poisoned = 0
-    while True:
+    for _ in range(STRIKES + 3):
         line = server.accept()
         line.welcome()
         packet = line.take(PUBLISH)
@@ -489,6 +491,7 @@ def test_a_ping_does_not_wait_behind_the_whole_queue(server: Scripted, make: Mak
     take(transport, Connected)
     for number in range(60):
         transport.publish(f"t{number}", bytes(500_000))
+        transport.poll(timeout=0.005)  # lets the network thread take them one by one
 
     assert transport.poll(timeout=1.5) is None  # the server reads nothing, and the line is full
 
@@ -618,6 +621,32 @@ def test_closing_does_not_wait_for_a_silent_broker(server: Scripted, make: Make)
 
     assert not transport._thread.is_alive()
     assert line.take(DISCONNECT).body == b""
+
+
+def test_a_goodbye_amid_deliveries_is_no_reset(server: Scripted, make: Make) -> None:
+    """Closing a socket with unread data resets it, and a broker that is writing then sees a lost client.
+
+    It would publish the will although we took our leave.
+    """
+    transport = make()
+    line = server.accept()
+    line.welcome()
+    take(transport, Connected)
+    flood = b"\x30\x07\0\1t\0xxx" * 10_000
+    closing = threading.Thread(target=transport.close)
+    line.sock.setblocking(False)
+    seen = b""
+    closing.start()
+    while b"\xe0\x00" not in seen:
+        for _ in range(50):
+            with suppress(BlockingIOError):
+                line.sock.send(flood)  # raises what a reset would do to a broker
+        with suppress(BlockingIOError):
+            seen += line.sock.recv(4096)
+    line.close()
+    closing.join()
+
+    assert seen == b"\xe0\x00"
 
 
 def test_agents_wait_differently_and_within_their_bounds() -> None:
