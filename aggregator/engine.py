@@ -187,10 +187,7 @@ class Engine:
         if record.refusal is not None:
             self.tally.refused[record.refusal.reason] += 1
             return
-        delta = record.delta
-        if delta is None:
-            update = wire.unpack_update(record.message)
-            delta = encoding.decode(self.layout, self.pipeline(update.codec), update.payload)
+        delta = self._decode(record) if record.delta is None else record.delta
         self.state = strategy.step(
             self.rule,
             self.state,
@@ -200,6 +197,16 @@ class Engine:
             staleness=record.staleness,
         )
         self.tally.folded += 1
+
+    def _decode(self, record: Record) -> DecodedVector:
+        try:
+            update = wire.unpack_update(record.message)
+            return encoding.decode(self.layout, self.pipeline(update.codec), update.payload)
+        except WireError as error:
+            raise StoreError(
+                f"the message of journal record {record.position} cannot be decoded any more ({error}): is a codec "
+                "gone that was installed? Else the store is damaged; run fedmq verify"
+            ) from error
 
     def pipeline(self, text: str) -> Pipeline:
         """The parsed pipeline of a line of text.
@@ -242,8 +249,9 @@ class _Judgement:
 
     def _judge(self, arrival: Arrival) -> None:
         if arrival.id is not None:
-            if self._is_new(arrival.client, arrival.id, floor=1) and arrival.refusal:
-                self._settle(arrival.id, 1, 0, arrival.refusal)
+            floor = self._floor(arrival.id)
+            if self._is_new(arrival.client, arrival.id, floor) and arrival.refusal:
+                self._settle(arrival.id, floor, 0, arrival.refusal)
             return
         if arrival.refusal is not None:
             self._dropped.append((arrival.client, arrival.refusal))
@@ -260,6 +268,14 @@ class _Judgement:
         self._settle(
             update.id, update.floor, update.base_version, refusal, arrival.message, update.num_examples, delta
         )
+
+    def _floor(self, update_id: UpdateId) -> int:
+        """A floor for an update whose message is not at hand: one that settles nothing else.
+
+        An outbox holds `MAX_RECEIPT_ENTRIES`, so its client keeps nothing below it.
+        """
+        high_water = self._view.get(update_id.client, update_id.epoch).high_water
+        return max(1, min(high_water + 1, update_id.seq - wire.MAX_RECEIPT_ENTRIES + 1))
 
     def _is_new(self, client: str, update_id: UpdateId, floor: int) -> bool:
         """Whether an update can and need be settled; takes note when it cannot or need not."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from fedmq import encoding
 from fedmq.chunks import split
-from fedmq.codecs import parse_pipeline
+from fedmq.codecs import Pipeline, parse_pipeline
+from fedmq.errors import CodecError, SettingError
 from fedmq.settings import setting
 from fedmq.types import (
     CumulativeDelta,
@@ -35,6 +36,18 @@ class PublishSettings:
     chunk_bytes: int = setting(
         262_144, help="largest payload of one publish, in bytes", low=1024, high=268_435_455
     )
+
+
+def codec_setting(name: str, text: str) -> Pipeline:
+    """The pipeline that a setting names.
+
+    Raises:
+        SettingError: it names none.
+    """
+    try:
+        return parse_pipeline(text)
+    except CodecError as error:
+        raise SettingError(name, text, str(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +77,13 @@ class Publisher:
     """Remembers the current keyframe, and which objects still lie on the broker.
 
     Raises:
-        CodecError: a codec setting cannot be parsed.
+        SettingError: a codec setting cannot be parsed.
     """
 
     def __init__(self, settings: PublishSettings) -> None:
         self._settings = settings
-        self._keyframe_pipeline = parse_pipeline(settings.keyframe_codec)
-        self._delta_pipeline = parse_pipeline(settings.delta_codec)
+        self._keyframe_pipeline = codec_setting("publish.keyframe_codec", settings.keyframe_codec)
+        self._delta_pipeline = codec_setting("publish.delta_codec", settings.delta_codec)
         self._frame: _Frame | None = None
         self._live: list[ObjectRef] = []
         self._dying: list[ObjectRef] = []

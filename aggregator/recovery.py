@@ -38,15 +38,16 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
     engine = restore(store, admission=settings.admission, max_update_bytes=settings.task.max_update_bytes)
     if engine is None:
         engine = _begin(settings, rule)
-        _save(settings, store, engine)
+        _save(settings, store, engine, keep=1)
         return engine
     _check_model(settings, engine)
     if engine.rule != rule:
         log.info("the fold settings changed: %s", rule)
         engine.rule = rule
-        if rule.momentum and not engine.state.momentum.size:
+        if bool(rule.momentum) != bool(engine.state.momentum.size):
             engine.state.momentum = strategy.init(rule, engine.state.vector).momentum
-        _save(settings, store, engine)
+        # Older snapshots go: from them, the records behind this one would be folded with the old rule.
+        _save(settings, store, engine, keep=1)
     return engine
 
 
@@ -115,10 +116,10 @@ def _check_model(settings: AggregatorSettings, engine: Engine) -> None:
         )
 
 
-def _save(settings: AggregatorSettings, store: Store, engine: Engine) -> None:
+def _save(settings: AggregatorSettings, store: Store, engine: Engine, *, keep: int) -> None:
     store.save_snapshot(
         Snapshot(position=engine.position, version=engine.state.version, state=pack_state(engine)),
         created=time.time(),
-        keep=settings.store.keep_snapshots,
+        keep=keep,
         keep_records=settings.store.keep_records,
     )

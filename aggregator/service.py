@@ -16,10 +16,10 @@ from typing import Final
 
 from fedmq import __version__, wire
 from fedmq.envelope import Kind
-from fedmq.errors import StoreError, TransportError
+from fedmq.errors import PacketTooLargeError, StoreError, TransportError
 from fedmq.eventlog import EventLog
 from fedmq.plan import Plan
-from fedmq.topics import Topics, is_name, last_level
+from fedmq.topics import Topics, check_name, is_name, last_level
 from fedmq.transport.base import (
     Connected,
     Delivery,
@@ -35,7 +35,7 @@ from fedmq.types import ClientId, ObjectRef, Presence, PresenceState, Receipt, R
 
 from .engine import Arrival, Decision, Engine
 from .ledger import Key
-from .publisher import Publisher
+from .publisher import Publisher, codec_setting
 from .recovery import recover
 from .settings import AggregatorSettings
 from .spool import Spool
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 SESSION_EXPIRY: Final = 7 * 24 * 3600
 #: Receipts on their way at a time; further ones wait, and newer ones of the same client replace them.
 _RECEIPT_WINDOW: Final = 256
+#: Publishes of plan, objects and heads on their way at a time. Both windows leave room in the transport's queue.
+_MODEL_WINDOW: Final = 512
 _RETRY_SECONDS: Final = 1.0
 _NOBODY_LISTENS: Final = "No matching subscribers"
 
@@ -82,7 +84,8 @@ class Service:
 
     Raises:
         StoreError: the store is damaged.
-        SettingError, ModelFileError: there is no model to start from, or it contradicts the store.
+        SettingError, ModelFileError: a setting cannot be used, there is no model to start from, or it contradicts
+            the store.
     """
 
     def __init__(
@@ -94,6 +97,9 @@ class Service:
     ) -> None:
         self._settings, self._store, self._clock = settings, store, clock
         self._topics = Topics(settings.federation)
+        check_name("shard", settings.shard)
+        self._publisher = Publisher(settings.publish)
+        codec_setting("task.codec", settings.task.codec)
         self.engine: Engine = recover(settings, store)
         self._spool = Spool(
             is_settled=self.engine.is_settled,
@@ -101,7 +107,6 @@ class Service:
             max_bytes=settings.spool_bytes,
         )
         self._spool.restore(store.chunks(), clock())
-        self._publisher = Publisher(settings.publish)
         self._events = EventLog(settings.events)
         self._boot = secrets.randbits(62) + 1
         will = Will(
@@ -114,6 +119,9 @@ class Service:
         self._owed: dict[Key, None] = {}
         self._notices: dict[str, Refusal] = {}
         self._receipts_out: set[PublishToken] = set()
+        # Plan, objects, head, presence, in the order in which a client may find them; topic and payload.
+        self._outgoing: deque[tuple[str, bytes]] = deque()
+        self._models_out: set[PublishToken] = set()
         self._connected = False
         self._stopping = False
         self._published_version = -1
@@ -151,6 +159,7 @@ class Service:
         self._spool.expire(now)
         if self._connected:
             self._send_receipts()
+            self._flush()
             self._publish(now)
             if now - self._stats_at >= self._settings.stats_interval:
                 self._stats_at = now
@@ -185,6 +194,9 @@ class Service:
                         )
                 case PublishAccepted(token=token) | PublishRefused(token=token, reason=_):
                     self._receipts_out.discard(token)
+                    self._models_out.discard(token)
+                    if self._outgoing:
+                        deadline = now  # there is room again: take what is here, then go on sending
                     if isinstance(event, PublishRefused) and event.reason != _NOBODY_LISTENS:
                         log.error("the broker refused a publish: %s", event.reason)
                 case SubscriptionRefused(topic_filter=topic_filter, reason=reason):
@@ -195,7 +207,7 @@ class Service:
         if not self._connected:
             return 1.0
         due = self._stats_at + self._settings.stats_interval
-        if self.engine.state.version > self._published_version:
+        if self.engine.state.version > self._published_version and not self._outgoing:
             due = min(due, self._published_at + self._settings.publish.min_interval)
         if self._owed and len(self._receipts_out) < _RECEIPT_WINDOW:
             due = now
@@ -283,17 +295,18 @@ class Service:
         """After each connect: the broker may have lost what it kept, so everything is published again."""
         self._connected = True
         self._receipts_out.clear()
+        self._models_out.clear()
+        self._outgoing.clear()
         topics, settings = self._topics, self._settings
         # First the subscription: an agent that finds a model must find someone listening.
         self._transport.subscribe(topics.updates(settings.shard))
-        self._send(topics.plan, wire.pack_plan(self.plan))
+        self._outgoing.append((topics.plan, wire.pack_plan(self.plan)))
         for ref, chunks in self._publisher.keyframe_objects():
-            self._send_object(ref, chunks)
-        self._published_version, self._published_at = -1, -1e9
-        self._publish(self._clock())
-        self._send(
-            topics.aggregator(settings.shard), presence(self.engine.epoch, self._boot, PresenceState.ONLINE)
-        )
+            self._queue_object(ref, chunks)
+        self._queue_model(self._clock())
+        online = presence(self.engine.epoch, self._boot, PresenceState.ONLINE)
+        self._outgoing.append((topics.aggregator(settings.shard), online))
+        self._flush()
 
     @property
     def plan(self) -> Plan:
@@ -314,20 +327,23 @@ class Service:
         )
 
     def _publish(self, now: float) -> None:
-        model = self.engine.model
-        if model.version <= self._published_version:
+        """Publish the newest version, unless the one before is still on its way or was a moment ago."""
+        if self._outgoing or self.engine.state.version <= self._published_version:
             return
         if now - self._published_at < self._settings.publish.min_interval:
             return
+        self._queue_model(now)
+        self._flush()
+
+    def _queue_model(self, now: float) -> None:
+        model = self.engine.model
         publication = self._publisher.publish(model)
         for ref, chunks in publication.objects:
-            self._send_object(ref, chunks)
+            self._queue_object(ref, chunks)
         head = wire.pack_head(publication.head)
-        if self._send(self._topics.model, head) is None:
-            return  # the queue is full; the next turn tries again
+        self._outgoing.append((self._topics.model, head))
         for ref in publication.retired:
-            for index in range(ref.chunks):
-                self._send(self._topics.object(ref.id, index), b"")
+            self._queue_object(ref, [b""] * ref.chunks)
         self._published_version, self._published_at = model.version, now
         self._counters.versions_published += 1
         objects = sum(ref.size for ref, _ in publication.objects)
@@ -339,9 +355,22 @@ class Service:
             delta_bytes=len(head) + (0 if is_keyframe else objects),
         )
 
-    def _send_object(self, ref: ObjectRef, chunks: Sequence[bytes]) -> None:
+    def _queue_object(self, ref: ObjectRef, chunks: Sequence[bytes]) -> None:
         for index, chunk in enumerate(chunks):
-            self._send(self._topics.object(ref.id, index), chunk)
+            self._outgoing.append((self._topics.object(ref.id, index), chunk))
+
+    def _flush(self) -> None:
+        """Send what is queued, as far as the window allows: a head must not overtake its objects."""
+        while self._outgoing and len(self._models_out) < _MODEL_WINDOW:
+            topic, payload = self._outgoing[0]
+            try:
+                self._models_out.add(self._transport.publish(topic, payload, retain=True))
+            except PacketTooLargeError as error:
+                log.error("%s", error)
+            except TransportError as error:
+                log.warning("not published to %s yet: %s", topic, error)
+                return
+            self._outgoing.popleft()
 
     def _send(self, topic: str, payload: bytes) -> PublishToken | None:
         try:
@@ -356,13 +385,14 @@ class Service:
             del self._owed[key]
             client, epoch = key
             receipt: Receipt = self.engine.ledger.get(client, epoch)
-            notice = self._notices.pop(client, None)
+            notice = self._notices.get(client)
             token = self._send(
                 self._topics.receipt(client), wire.pack_receipt(replace(receipt, notice=notice))
             )
             if token is None:
                 self._owed[key] = None
                 return
+            self._notices.pop(client, None)
             self._receipts_out.add(token)
 
     def _publish_stats(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from fedmq import wire
 from fedmq.chunks import DEFAULT_TTL, Reassembler
 from fedmq.envelope import MAX_DETAIL, Kind, kind_of
-from fedmq.errors import WireError
+from fedmq.errors import StoreError, WireError
 from fedmq.types import Chunk, Refusal, Rejection, UpdateId
 
 from .engine import Arrival
@@ -44,12 +44,21 @@ class Spool:
         )
         self._partials: Counter[str] = Counter()
         self._added: list[tuple[UpdateId, int, bytes]] = []
-        self._dropped: list[UpdateId] = []
+        self._dropped: dict[UpdateId, None] = {}
+        # Made whole since the last `take_changes`: settled soon, but `is_settled` does not know it yet.
+        self._completed: set[UpdateId] = set()
 
     def restore(self, envelopes: Iterable[bytes], now: float) -> None:
-        """Take the pieces that a former life of the process made durable."""
+        """Take the pieces that a former life of the process made durable.
+
+        Raises:
+            StoreError: one of them is no chunk.
+        """
         for envelope in envelopes:
-            chunk = wire.unpack_chunk(envelope)
+            try:
+                chunk = wire.unpack_chunk(envelope)
+            except WireError as error:
+                raise StoreError(f"a chunk in the store is damaged ({error}): run fedmq verify") from error
             try:
                 self._add(chunk, now)
             except WireError:  # the bounds are narrower than they were; the client sends it again
@@ -75,7 +84,7 @@ class Spool:
         if chunk.id.client != client:
             detail = f"the chunk names {chunk.id.client}, it came on the topic of {client}"
             return _drop(client, Rejection.FOREIGN_CLIENT, detail)
-        if self._is_settled(chunk.id):
+        if chunk.id in self._completed or self._is_settled(chunk.id):
             return Arrival(client=client, message=b"", id=chunk.id)
         if chunk.size > self._max_update_bytes:
             detail = f"{chunk.size} bytes announced, at most {self._max_update_bytes} are allowed"
@@ -93,6 +102,7 @@ class Spool:
             self._added.append((chunk.id, chunk.index, message))
             return None
         self._release(chunk.id)
+        self._completed.add(chunk.id)
         return Arrival(client=client, message=whole)
 
     def expire(self, now: float) -> None:
@@ -102,10 +112,9 @@ class Spool:
 
     def take_changes(self) -> ChunkChanges:
         """What the store must do since the last call."""
-        dropped = set(self._dropped)
-        added = tuple(piece for piece in self._added if piece[0] not in dropped)
-        self._added, self._dropped = [], []
-        return ChunkChanges(added=added, dropped=tuple(dropped))
+        changes = ChunkChanges(dropped=tuple(self._dropped), added=tuple(self._added))
+        self._added, self._dropped, self._completed = [], {}, set()
+        return changes
 
     def _add(self, chunk: Chunk, now: float) -> bytes | None:
         if chunk.id not in self._reassembler:
@@ -122,7 +131,8 @@ class Spool:
 
     def _release(self, update_id: UpdateId) -> None:
         self._reassembler.drop(update_id)
-        self._dropped.append(update_id)
+        self._dropped[update_id] = None
+        self._added = [piece for piece in self._added if piece[0] != update_id]
         self._partials[update_id.client] -= 1
         if self._partials[update_id.client] <= 0:
             del self._partials[update_id.client]

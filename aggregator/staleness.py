@@ -46,11 +46,12 @@ class StalenessWeight:
     parameters: tuple[float, ...]
 
     def __call__(self, tau: float) -> float:
-        """The weight of an update of staleness `tau` ≥ 0, in (0, 1]."""
+        """The weight of an update of staleness `tau` ≥ 0, in [0, 1]: a steep one ends at 0."""
         return FORMS[self.form].weight(tau, *self.parameters)
 
     def __str__(self) -> str:
-        inner = ", ".join(f"{value:g}" for value in self.parameters)
+        # every digit: a snapshot keeps the rule as this text, and replay must fold with the same one
+        inner = ", ".join(map(repr, self.parameters))
         return f"{self.form}({inner})" if inner else self.form
 
 

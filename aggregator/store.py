@@ -11,7 +11,7 @@ used up are durable together or not at all.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -68,12 +68,12 @@ class ChunkChanges:
     """What a batch does to the unfinished chunks.
 
     Attributes:
-        added: piece number and envelope by update.
-        dropped: updates whose pieces are no longer needed.
+        dropped: updates whose pieces up to now are no longer needed.
+        added: new pieces, each with its update, number and envelope.
     """
 
-    added: tuple[tuple[UpdateId, int, bytes], ...] = ()
     dropped: tuple[UpdateId, ...] = ()
+    added: tuple[tuple[UpdateId, int, bytes], ...] = ()
 
 
 class Store:
@@ -95,7 +95,7 @@ class Store:
 
     def append(
         self,
-        records: Iterable[Record],
+        records: Sequence[Record],
         receipts: Mapping[Key, Receipt],
         chunks: ChunkChanges,
         received: float,
@@ -120,11 +120,11 @@ class Store:
             many("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             many("INSERT INTO message VALUES (?, ?)", messages)
             many("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?)", entries)
-            if pieces:
-                many("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?, ?)", pieces)
             if chunks.dropped:
                 gone = [(i.client, i.epoch, i.seq) for i in chunks.dropped]
                 many("DELETE FROM chunk WHERE client = ? AND epoch = ? AND seq = ?", gone)
+            if pieces:
+                many("INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?, ?)", pieces)
 
     def save_snapshot(self, snapshot: Snapshot, *, created: float, keep: int, keep_records: int) -> None:
         """Add a snapshot and prune what it makes superfluous.

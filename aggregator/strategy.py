@@ -24,6 +24,8 @@ from fedmq.types import ParamVector
 
 from .staleness import StalenessWeight, parse_staleness
 
+#: Normalised weights beyond it would let one fresh update outweigh the federation.
+_MAX_NORMALISED: Final = 1e6
 #: The running mean of the staleness forgets with this rate: about the last 100 updates count.
 _MEAN_RATE: Final = 0.02
 
@@ -81,7 +83,7 @@ def make_rule(settings: FoldSettings) -> Rule:
     """Fill the dials that were left open from the strategy's name.
 
     Raises:
-        SettingError: fedavg without `fold.buffer_size`, or a dial that contradicts the strategy.
+        SettingError: fedavg without `fold.buffer_size`, or a dial that contradicts the strategy or another dial.
     """
     name = settings.strategy
     if name == "fedavg" and settings.buffer_size is None:
@@ -95,14 +97,23 @@ def make_rule(settings: FoldSettings) -> Rule:
     defaults = {"fedasync": (1, "polynomial(0.5)", 0.6, 100), "fedbuff": (5, "polynomial(0.5)", 1.0, 100)}
     size, staleness, rate, oldest = defaults.get(name, (1, "constant", 1.0, 0))
     weighting = settings.weighting or ("examples" if name == "fedavg" else "uniform")
+    max_staleness = oldest if settings.max_staleness is None else settings.max_staleness
+    weight = parse_staleness(settings.staleness or staleness)
+    if settings.normalise_staleness and weight(max_staleness) < 1 / _MAX_NORMALISED:
+        raise SettingError(
+            "fold.normalise_staleness",
+            True,
+            f"{weight} falls to {weight(max_staleness):g} at fold.max_staleness = {max_staleness}: take a flatter "
+            "weight or a lower max_staleness",
+        )
     return Rule(
         buffer_size=settings.buffer_size or size,
-        staleness=parse_staleness(settings.staleness or staleness),
+        staleness=weight,
         normalise_staleness=settings.normalise_staleness,
         by_examples=weighting == "examples",
         learning_rate=rate if settings.learning_rate is None else settings.learning_rate,
         momentum=settings.momentum,
-        max_staleness=oldest if settings.max_staleness is None else settings.max_staleness,
+        max_staleness=max_staleness,
         synchronous=name == "fedavg",
     )
 
@@ -158,7 +169,8 @@ def step(
     state.mean_staleness += _MEAN_RATE * (staleness - state.mean_staleness)
     discount = rule.staleness(staleness)
     if rule.normalise_staleness:
-        discount /= rule.staleness(state.mean_staleness)
+        # the mean may be of a time when older updates were allowed
+        discount /= rule.staleness(min(state.mean_staleness, rule.max_staleness))
     delta.add_to(state.buffer, weight * discount)
     state.weight += weight
     state.filled += 1

@@ -48,6 +48,7 @@ from .topics import split_share
 
 _KEEP_ALIVE_GRACE: Final = 1.5  # MQTT 5, section 3.1.2.10
 _TICK: Final = 1.0  # seconds between looks at what has no timer of its own
+_SWEEP: Final = 30.0  # seconds between looks at every message that waits
 
 
 class BrokerCore:
@@ -81,6 +82,7 @@ class BrokerCore:
         self._new_id = new_id
         self._started = now
         self._next_tick = now
+        self._next_sweep = now + _SWEEP
         self._reordered: list[Callable[[float], None]] = []
         self._timers: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = itertools.count()
@@ -100,7 +102,7 @@ class BrokerCore:
         channel.closing = True
         self.channels.discard(channel)
         self.dispatcher.dirty.pop(channel, None)
-        self._detach(channel, now, will=True)
+        self._detach(channel, now)
 
     def failed(self, channel: Channel, error: ProtocolError, now: float) -> None:
         """The client broke the protocol: it is told why, if it can be, and its connection ends."""
@@ -175,7 +177,8 @@ class BrokerCore:
 
     def _refuse(self, channel: Channel, reason: ReasonCode) -> None:
         channel.send(Connack(reason=reason))
-        self._drop(channel, None, 0.0)
+        channel.close()
+        self.dispatcher.dirty[channel] = None
 
     def _admit(self, packet: Connect) -> ReasonCode | None:
         """Why a client is not let in, or None."""
@@ -193,8 +196,9 @@ class BrokerCore:
         if packet.will is not None:
             if packet.will.qos > 1:
                 return ReasonCode.QOS_NOT_SUPPORTED
-            if not self._allowed(packet.will.topic):
-                return ReasonCode.NOT_AUTHORIZED
+            refusal = self._topic_refusal(packet.will.topic)
+            if refusal is not None:
+                return refusal
         if not packet.client_id and not packet.clean_start and packet.version == Version.V311:
             return ReasonCode.CLIENT_IDENTIFIER_NOT_VALID
         taken_over = existing is not None and existing.channel is not None
@@ -215,7 +219,7 @@ class BrokerCore:
         if old is not None and old.channel is not None:
             self._drop(old.channel, ReasonCode.SESSION_TAKEN_OVER, now)
         session = self.state.sessions.get(client_id)  # the old one may have ended with its connection
-        if session is not None and packet.clean_start:
+        if session is not None and (packet.clean_start or session.expired(now)):
             self._end(session, now)
             session = None
         present = session is not None
@@ -229,7 +233,7 @@ class BrokerCore:
             asked = 0 if packet.clean_start else self.settings.max_session_expiry
         session.expiry = min(asked, self.settings.max_session_expiry)
         session.will = packet.will
-        session.attach(channel, properties.receive_maximum or self._default_window(packet.version))
+        session.attach(channel, properties.receive_maximum or self.settings.default_window)
         channel.session = session
         channel.keep_alive = packet.keep_alive * _KEEP_ALIVE_GRACE
         channel.max_packet = properties.maximum_packet_size or channel.max_packet
@@ -255,9 +259,6 @@ class BrokerCore:
         self.dispatcher.dirty[channel] = None
         self.dispatcher.pump(session, now)
 
-    def _default_window(self, version: Version) -> int:
-        return self.settings.default_window if version == Version.V311 else 65_535
-
     def _disconnect(self, channel: Channel, session: Session, packet: Disconnect, now: float) -> None:
         expiry = packet.properties.session_expiry
         if expiry is not None:
@@ -277,15 +278,15 @@ class BrokerCore:
         """Ends a connection from our side."""
         channel.close(reason)
         self.dispatcher.dirty[channel] = None
-        self._detach(channel, now, will=True)
+        self._detach(channel, now)
 
-    def _detach(self, channel: Channel, now: float, *, will: bool) -> None:
+    def _detach(self, channel: Channel, now: float) -> None:
         """Separates a session from its connection, once."""
         session, channel.session = channel.session, None
         if session is None:
             return
         session.channel = None
-        for delivery in session.drop_qos_0():
+        for delivery in session.drop_queued(lambda delivery: not delivery.qos):
             self.state.release(delivery.message)
         self.counters.connected -= 1
         if session.will is not None:
@@ -316,9 +317,13 @@ class BrokerCore:
 
     # PUBLISH.
 
-    def _allowed(self, topic: str) -> bool:
-        """Whether clients may publish to a topic; what begins with `$` is the broker's own."""
-        return not topic.startswith("$")
+    def _topic_refusal(self, topic: str) -> ReasonCode | None:
+        """Why clients may not publish to a topic, or None; what begins with `$` is the broker's own."""
+        if topic.startswith("$"):
+            return ReasonCode.NOT_AUTHORIZED
+        if topic.count("/") >= self.settings.max_topic_levels:
+            return ReasonCode.TOPIC_NAME_INVALID
+        return None
 
     def _publish(self, channel: Channel, session: Session, packet: Publish, now: float) -> None:
         if packet.qos > 1:
@@ -340,11 +345,7 @@ class BrokerCore:
                     f"more than {self.settings.receive_maximum} publishes without waiting for a PUBACK",
                 )
         self.counters.publishes_received += 1
-        refusal = None
-        if not self._allowed(packet.topic):
-            refusal = ReasonCode.NOT_AUTHORIZED
-        elif packet.topic.count("/") >= self.settings.max_topic_levels:
-            refusal = ReasonCode.TOPIC_NAME_INVALID
+        refusal = self._topic_refusal(packet.topic)
         if refusal is not None:
             self.counters.publishes_refused += 1
             self.dispatcher.answer(channel, packet.packet_id, refusal)
@@ -474,9 +475,12 @@ class BrokerCore:
                 self._drop(channel, ReasonCode.KEEP_ALIVE_TIMEOUT, now)
         for session in list(self.state.sessions.values()):
             self._publish_will(session, now)
-            if session.expires_at is not None and session.expires_at <= now:
+            if session.expired(now):
                 self.counters.expired_sessions += 1
                 self._end(session, now)
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP
+            self.dispatcher.sweep(now)
         self.dispatcher.commit(now)
         self.dispatcher.maintain(now)
 

@@ -19,14 +19,13 @@ from .errors import LogUnavailableError, ReasonCode
 from .journal import Journal
 from .packets import Subscription, Version
 from .records import Record, RecordKind, done_record, message_record, queue_record, sent_record, snapshot
-from .session import Delivery, Message, Session
+from .session import Delivery, Message, Session, delivery_for
 from .settings import BrokerSettings
 from .state import BrokerState
 from .topics import ShareGroup
 
 _RETRY_FIRST: Final = 1.0  # seconds until a journal that is behind is written anew; doubles up to the last
 _RETRY_LAST: Final = 60.0
-
 
 Target = tuple[Session, Delivery]
 
@@ -149,10 +148,10 @@ class Dispatcher:
                 subscriptions = tuple(one for one in subscriptions if not one.no_local)
                 if not subscriptions:
                     continue
-            targets.append((self._state.sessions[client], _delivery(message, subscriptions)))
+            targets.append((self._state.sessions[client], delivery_for(message, subscriptions)))
         for group in found.groups:
             client, subscription = self._member(group)
-            targets.append((self._state.sessions[client], _delivery(message, (subscription,))))
+            targets.append((self._state.sessions[client], delivery_for(message, (subscription,))))
         return targets
 
     def _member(self, group: ShareGroup) -> tuple[str, Subscription]:
@@ -312,7 +311,16 @@ class Dispatcher:
         if self._journal is not None and delivery.message.number and session.persistent:
             self._journal.append(record(session.client_id, delivery))
 
-    # The journal's upkeep.
+    # Upkeep.
+
+    def sweep(self, now: float) -> None:
+        """Removes what has expired, so that it takes no room that something fresh could have."""
+        for session in self._state.sessions.values():
+            for delivery in session.drop_queued(lambda one: one.message.expired(now)):
+                self._finish(session, delivery)
+        for message in list(self._state.retained.values()):
+            if message.expired(now):
+                self._state.forget_retained(message.topic)
 
     def maintain(self, now: float) -> None:
         """Writes the state anew when the journal is behind or mostly dead records."""
@@ -336,21 +344,3 @@ class Dispatcher:
 
 class _DeliveryRecord(Protocol):
     def __call__(self, client: str, delivery: Delivery) -> Record: ...
-
-
-def _delivery(message: Message, subscriptions: tuple[Subscription, ...]) -> Delivery:
-    """One copy for all of a client's subscriptions that match (MQTT 5, section 3.3.4)."""
-    if len(subscriptions) == 1:
-        (one,) = subscriptions
-        return Delivery(
-            message,
-            qos=min(message.qos, one.qos),
-            retain=message.retain and one.retain_as_published,
-            identifiers=(one.identifier,) if one.identifier else (),
-        )
-    return Delivery(
-        message,
-        qos=min(message.qos, max(one.qos for one in subscriptions)),
-        retain=message.retain and any(one.retain_as_published for one in subscriptions),
-        identifiers=tuple(one.identifier for one in subscriptions if one.identifier),
-    )

@@ -11,6 +11,7 @@ with a smaller Receive Maximum is not overrun (MQTT 5, sections 4.4 and 4.9).
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -109,6 +110,24 @@ class Delivery:
         self.packet_id = 0
 
 
+def delivery_for(message: Message, subscriptions: tuple[Subscription, ...]) -> Delivery:
+    """One copy for all of a client's subscriptions that match (MQTT 5, section 3.3.4)."""
+    if len(subscriptions) == 1:
+        (one,) = subscriptions
+        return Delivery(
+            message,
+            qos=min(message.qos, one.qos),
+            retain=message.retain and one.retain_as_published,
+            identifiers=(one.identifier,) if one.identifier else (),
+        )
+    return Delivery(
+        message,
+        qos=min(message.qos, max(one.qos for one in subscriptions)),
+        retain=message.retain and any(one.retain_as_published for one in subscriptions),
+        identifiers=tuple(one.identifier for one in subscriptions if one.identifier),
+    )
+
+
 class Session:
     """The state that outlives a connection (MQTT 5, section 4.1).
 
@@ -141,6 +160,10 @@ class Session:
     def persistent(self) -> bool:
         """Whether it survives its connection."""
         return self.expiry > 0
+
+    def expired(self, now: float) -> bool:
+        """Whether it has been without a connection for too long."""
+        return self.expires_at is not None and self.expires_at <= now
 
     @property
     def has_room(self) -> bool:
@@ -198,11 +221,11 @@ class Session:
         self._outstanding.discard(packet_id)
         return self.inflight.pop(packet_id, None)
 
-    def drop_qos_0(self) -> list[Delivery]:
-        """Forgets the deliveries that do not wait for a client to come back, and returns them."""
-        dropped = [delivery for delivery in self.queue if not delivery.qos]
+    def drop_queued(self, condition: Callable[[Delivery], bool]) -> list[Delivery]:
+        """Takes out of the queue all deliveries of which a condition is true, and returns them."""
+        dropped = [delivery for delivery in self.queue if condition(delivery)]
         if dropped:
-            self.queue = deque(delivery for delivery in self.queue if delivery.qos)
+            self.queue = deque(delivery for delivery in self.queue if not condition(delivery))
             self.queued_bytes -= sum(delivery.message.size for delivery in dropped)
         return dropped
 

@@ -43,19 +43,23 @@ class Download:
         self._head: ModelHead | None = None
         self._chunks: dict[str, tuple[ObjectRef, int]] = {}
         self._newest: tuple[int, int] | None = None
+        self._active = False
 
     def start(self) -> None:
         """Ask for the newest model, and for each newer one until `stop`."""
+        self._active = True
         self._transport.subscribe(self._topics.model)
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Ask no more. What is still on its way will not be taken."""
+        self._active = False
         self._drop_chunks()
         self._head = None
         self._transport.unsubscribe(self._topics.model)
 
     def reset(self) -> None:
         """The connection is gone, and with it every subscription."""
+        self._active = False
         self._chunks.clear()
         self._head = None
 
@@ -66,7 +70,7 @@ class Download:
             Whether it did; what is wrong with it is logged.
         """
         try:
-            if delivery.topic == self._topics.model:
+            if self._active and delivery.topic == self._topics.model:
                 self._take_head(delivery.payload)
             elif delivery.topic in self._chunks:
                 self._take_chunk(delivery.topic, delivery.payload)
@@ -88,11 +92,10 @@ class Download:
         self._drop_chunks()
         missing = self._reader.begin(head)
         self._head, self._newest = head, key
-        for ref in missing:
-            for index in range(ref.chunks):
-                topic = self._topics.object(ref.id, index)
-                self._chunks[topic] = ref, index
-                self._transport.subscribe(topic)
+        for ref, index in missing:
+            topic = self._topics.object(ref.id, index)
+            self._chunks[topic] = ref, index
+            self._transport.subscribe(topic)
         if not missing:
             self._finish()
 

@@ -6,6 +6,7 @@ demo; always the newest version, and never two at a time.
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from fedmq.types import GlobalModel
 from .download import Download
 from .frames import FrameCache
 from .settings import EvaluatorSettings
-from .trainer import Trainer, TrainerFactory, find_factory
+from .trainer import Trainer, TrainerFactory, make_trainer, plain_metrics
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +73,17 @@ class Evaluator:
 
     def turn(self) -> None:
         """Take what has come, then measure the newest model."""
-        timeout = 60.0
-        if self._model is not None:
-            timeout = max(self._measured_at + self._settings.min_interval - self._clock(), 0.0)
-        event = self.transport.poll(timeout)
+        due = self._measured_at + self._settings.min_interval if self._model is not None else math.inf
+        event = self.transport.poll(min(max(due - self._clock(), 0.0), 60.0))
         match event:
             case Connected():
                 self.transport.subscribe(self._topics.plan)
                 if self._download is not None:
                     self._download.start()
-            case Disconnected(reason=reason):
+            case Disconnected(reason=reason, taken_over=taken_over):
                 log.warning("no connection to the broker: %s", reason)
+                if taken_over:
+                    log.error("another evaluator is called %s: give each its own name", self._settings.name)
                 if self._download is not None:
                     self._download.reset()
             case Delivery():
@@ -90,7 +91,7 @@ class Evaluator:
                 event.ack()
             case SubscriptionRefused(topic_filter=topic_filter, reason=reason):
                 log.error("the broker refuses the subscription to %s: %s", topic_filter, reason)
-            case None if self._model is not None:
+            case None if self._model is not None and self._clock() >= due and not self._stopping:
                 self._measure(self._model)
 
     def _take(self, delivery: Delivery) -> None:
@@ -106,18 +107,13 @@ class Evaluator:
         self._download = self._model = None
         try:
             plan = wire.unpack_plan(payload)
-            name = self._settings.trainer.factory or plan.trainer
-            factory = self._factory or find_factory(name)
-            trainer = factory(dict(plan.trainer_settings), **dict(self._settings.trainer.settings))
+            own = self._settings.trainer
+            trainer = make_trainer(plan, own.factory, own.settings, self._factory)
         except WireError as error:
             log.warning("ignored a plan: %s", error)
             return
         except FedmqError as error:
             log.error("this evaluator cannot satisfy the plan: %s", error)
-            return
-        difference = trainer.layout.difference(plan.layout)
-        if difference:
-            log.error("trainer %s has another model than the plan: %s", name, difference)
             return
         self._trainer, self._plan_message = trainer, payload
         self._download = Download(self.transport, self._topics, plan.layout, self._cache, self._keep)
@@ -132,12 +128,18 @@ class Evaluator:
         self._measured, self._measured_at = (model.epoch, model.version), self._clock()
         if self._trainer is None:
             return
-        metrics = self._trainer.evaluate(model.vector)
-        self._events.write("evaluation", version=model.version, **dict(metrics))
+        try:
+            metrics = plain_metrics(self._trainer.evaluate(model.vector))
+        except Exception:
+            log.exception("version %d could not be evaluated", model.version)
+            return
+        self._events.write("evaluation", version=model.version, **metrics)
+        # JSON has no NaN: other languages' readers would refuse the whole message
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         try:
             self.transport.publish(
                 self._topics.stats(self._settings.name),
-                json.dumps({"version": model.version, "time": time.time(), **metrics}).encode(),
+                json.dumps({"version": model.version, "time": time.time(), **finite}).encode(),
                 retain=True,
             )
         except TransportError as error:

@@ -11,11 +11,13 @@ and when an update is refused, what it sent comes back: `residual'' = residual' 
 leave no residual.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from fedmq import encoding
 from fedmq.codecs import Pipeline
+from fedmq.errors import CodecError
 from fedmq.layout import ParamLayout
 from fedmq.types import ParamVector
 
@@ -47,6 +49,8 @@ def encode_with_feedback(
     Raises:
         CodecError: the delta is not finite: training diverged.
     """
+    if not np.isfinite(delta[layout.trainable_size :]).all():
+        raise CodecError("a buffer's delta is not finite: check the training, the learning rate first")
     wanted = delta.copy()
     head = wanted[: layout.trainable_size]
     if residual is not None:
@@ -59,9 +63,19 @@ def encode_with_feedback(
 
 
 def give_back(
-    layout: ParamLayout, parse: Callable[[str], Pipeline], codec: str, payload: bytes, residual: ParamVector
+    layout: ParamLayout, pipeline: Pipeline, payload: bytes, residual: ParamVector
 ) -> ParamVector:
-    """The residual after an update was refused: what it sent returns."""
+    """The residual after an update was refused: what it sent returns.
+
+    Args:
+        layout: the model's.
+        pipeline: that encoded the update.
+        payload: the update's.
+        residual: as it is, shape (layout.trainable_size,).
+
+    Raises:
+        WireError: the payload is damaged.
+    """
     returned = residual.copy()
-    encoding.decode(layout, parse(codec), payload).trainable.add_to(returned, 1.0)
+    encoding.decode(layout, pipeline, payload).trainable.add_to(returned)
     return returned

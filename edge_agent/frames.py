@@ -5,6 +5,7 @@ vector once it has them. Everything is checked against what the head says: objec
 hash, the decoded vector against the digest (law 6). What does not match is dropped, never used.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from fedmq import encoding
@@ -51,7 +52,8 @@ class FrameCache:
                 if old.stem != object_id:
                     old.unlink()
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 class FrameReader:
@@ -66,14 +68,14 @@ class FrameReader:
         self._layout, self._cache = layout, cache
         self._head: ModelHead | None = None
         self._objects: dict[str, bytes] = {}
-        self._pieces: dict[str, dict[int, bytes]] = {}
+        self._pieces: dict[ObjectRef, dict[int, bytes]] = {}
         self._frame: tuple[str, ParamVector] | None = None
 
-    def begin(self, head: ModelHead) -> tuple[ObjectRef, ...]:
-        """Turn to a head, whatever came before.
+    def begin(self, head: ModelHead) -> tuple[tuple[ObjectRef, int], ...]:
+        """Turn to a head, whatever came before; chunks of objects that it names, too, are kept.
 
         Returns:
-            The objects whose chunks are missing; empty when `assemble` can be called.
+            The chunks that are missing, each by its object and index; empty when `assemble` can be called.
 
         Raises:
             WireError: the head is of another layout, or announces objects that no valid model needs.
@@ -95,8 +97,15 @@ class FrameReader:
         refs = [ref for _, ref in wanted]
         ids = {ref.id for ref in refs}
         self._objects = {key: value for key, value in self._objects.items() if key in ids}
-        self._pieces = {key: value for key, value in self._pieces.items() if key in ids}
-        return tuple(ref for ref in refs if self._content(ref.id) is None)
+        # by the whole reference: another head may cut the same object into other chunks
+        self._pieces = {ref: pieces for ref, pieces in self._pieces.items() if ref in refs}
+        return tuple(
+            (ref, index)
+            for ref in refs
+            if self._content(ref.id) is None
+            for index in range(ref.chunks)
+            if index not in self._pieces.get(ref, {})
+        )
 
     def add(self, ref: ObjectRef, index: int, data: bytes) -> bool:
         """Take one chunk of a missing object.
@@ -107,18 +116,18 @@ class FrameReader:
         Raises:
             WireError: the chunk does not fit, or the object is not what its id says; its chunks are dropped.
         """
-        pieces = self._pieces.setdefault(ref.id, {})
         if not 0 <= index < ref.chunks:
             raise WireError("object", f"chunk {index} of {ref.chunks}")
+        pieces = self._pieces.setdefault(ref, {})
         pieces[index] = data
         held = sum(map(len, pieces.values()))
         if held > ref.size or (len(pieces) == ref.chunks and held != ref.size):
-            del self._pieces[ref.id]
+            del self._pieces[ref]
             raise WireError("object", f"{held} bytes came for an object of {ref.size}")
         if len(pieces) < ref.chunks:
             return False
         content = b"".join(pieces[i] for i in range(ref.chunks))
-        del self._pieces[ref.id]
+        del self._pieces[ref]
         if encoding.object_id(content) != ref.id:
             raise WireError("object", f"the content does not hash to {ref.id}")
         self._objects[ref.id] = content

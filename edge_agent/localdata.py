@@ -4,7 +4,6 @@ train_images  uint8, shape (n, features)        test_images  uint8, shape (m, fe
 train_labels  integers, shape (n,)              test_labels  integers, shape (m,), optional
 """
 
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,16 +46,25 @@ def load_local_data(path: str, split: str, *, features: int, classes: int) -> Lo
             if split == "test" and "test_images" not in file:
                 return LocalData(images=np.zeros((0, features), np.float32), labels=np.zeros(0, np.int64))
             images, labels = file[f"{split}_images"], file[f"{split}_labels"]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file makes numpy, zipfile and zlib raise nearly anything
         raise SettingError(
             "trainer.settings data", path, f"an .npz file of images and labels ({error})"
         ) from error
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise SettingError(
+            "trainer.settings data",
+            path,
+            f"{split}_labels must be integers of shape (n,), not {labels.dtype} of shape {labels.shape}",
+        )
     if images.dtype != np.uint8 or images.shape != (len(labels), features):
         raise SettingError(
             "trainer.settings data",
             path,
-            f"{split}_images must be uint8 of shape (n, {features}), not {images.dtype} of shape {images.shape}",
+            f"{split}_images must be uint8 of shape ({len(labels)}, {features}), "
+            f"not {images.dtype} of shape {images.shape}",
         )
-    if labels.ndim != 1 or (labels.size and not 0 <= labels.min() <= labels.max() < classes):
-        raise SettingError("trainer.settings data", path, f"labels must lie in 0 … {classes - 1}")
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        raise SettingError("trainer.settings data", path, f"{split}_labels must lie in 0 … {classes - 1}")
+    if split == "train" and not labels.size:
+        raise SettingError("trainer.settings data", path, "train_images must hold at least one example")
     return LocalData(images=images.astype(np.float32) / np.float32(255), labels=labels.astype(np.int64))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from fedmq.errors import SettingError
 from fedmq.layout import ParamLayout, Segment
 from fedmq.plan import Scalar
 from fedmq.types import ParamVector
@@ -129,6 +130,9 @@ def mlp(
     """
     features = int(settings.get("features", features))
     classes = int(settings.get("classes", classes))
+    batch_size = int(settings.get("batch_size", 32))
+    if batch_size < 1:
+        raise SettingError("task.settings batch_size", batch_size, "at least 1 is allowed")
     return MlpTrainer(
         load_local_data(data, "train", features=features, classes=classes),
         load_local_data(data, "test", features=features, classes=classes),

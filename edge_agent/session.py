@@ -8,15 +8,13 @@ the effects that it returns, in order. Two concerns live here, and they meet onl
 * delivery: every update in the outbox is sent, and sent again, until its receipt comes. PUBACK does not count
   (law 4).
 
-                  READY                MODEL               TRAINED
-        IDLE ──────────────▶ PULLING ─────────▶ TRAINING ───────────▶ UPLOADING
-         ▲ ▲   BLOCKED        │   ▲               │   ▲                 │    │
-         │ └──────────────────┤   └─── READY ─────┼───┼─────────────────┘    │
-         │            KNOWN   ▼                   │   │ MODEL                │ FULL
-         ├──────────────── WAITING ◀──────────────┼───┘──────────────────────┘
-         │   BLOCKED                              │ FAILED
-         └────────────── SLEEPING ◀───────────────┘
-              RESTED
+The table in words:
+
+    IDLE ─READY→ PULLING ─MODEL→ TRAINING ─TRAINED→ UPLOADING ─READY→ PULLING    round and round
+    PULLING ─KNOWN→ WAITING ─MODEL→ TRAINING           a version counts once: until there is a newer one
+    UPLOADING ─FULL→ WAITING ─READY→ PULLING           until receipts have made room
+    TRAINING ─FAILED→ SLEEPING ─RESTED→ IDLE           longer each time
+    PULLING | UPLOADING | WAITING ─BLOCKED→ IDLE       until what is missing is back
 """
 
 from collections.abc import Iterable, Mapping
@@ -54,7 +52,6 @@ TRANSITIONS: Final[Mapping[tuple[State, Signal], State]] = {
     (State.PULLING, Signal.MODEL): State.TRAINING,
     (State.PULLING, Signal.KNOWN): State.WAITING,
     (State.PULLING, Signal.BLOCKED): State.IDLE,
-    (State.PULLING, Signal.FULL): State.WAITING,
     (State.TRAINING, Signal.TRAINED): State.UPLOADING,
     (State.TRAINING, Signal.FAILED): State.SLEEPING,
     (State.UPLOADING, Signal.READY): State.PULLING,
@@ -68,10 +65,13 @@ TRANSITIONS: Final[Mapping[tuple[State, Signal], State]] = {
 
 #: A retained receipt gets this long, after a connect, to make sending again unnecessary.
 RECEIPT_GRACE: Final = 1.0
-#: A pull that brought nothing is begun anew after this long.
+#: A pull that has brought nothing for this long is begun anew.
 PULL_SECONDS: Final = 30.0
 REST_SECONDS: Final = 5.0
 MAX_REST_SECONDS: Final = 600.0
+#: A plan's `resend_seconds` is taken within these bounds, whatever a peer wrote there.
+MIN_RESEND_SECONDS: Final = 0.1
+MAX_RESEND_SECONDS: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,11 @@ class AggregatorSeen:
     boot: int
 
 
+@dataclass(frozen=True, slots=True)
+class PieceSeen:
+    """Something of a model came: the pull is alive, however slow."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSeen:
     """A model is complete."""
@@ -117,9 +122,10 @@ class ModelSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """An update was put into the outbox."""
+    """An update was put into the outbox, which takes no further one when it `is_full`."""
 
     seq: int
+    is_full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +149,10 @@ class NotTaken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """A receipt settled updates; they are out of the outbox."""
+    """A receipt settled updates; they are out of the outbox, which may still be full."""
 
     seqs: tuple[int, ...]
+    is_full: bool
 
 
 Event = (
@@ -153,6 +160,7 @@ Event = (
     | Unlinked
     | PlanSeen
     | AggregatorSeen
+    | PieceSeen
     | ModelSeen
     | Trained
     | TrainingFailed
@@ -192,12 +200,12 @@ class EdgeSession:
 
     Args:
         pending: what the outbox holds at the start.
-        max_pending: how many updates it may hold; with so many, the agent trains no further.
+        is_full: whether it takes no further update; the agent trains only when it does.
     """
 
-    def __init__(self, *, pending: Iterable[int], max_pending: int) -> None:
+    def __init__(self, *, pending: Iterable[int], is_full: bool) -> None:
         self.state = State.IDLE
-        self._max_pending = max_pending
+        self._is_full = is_full
         # When each update without a receipt is to be sent next; None while it is on its way to the broker.
         self._due: dict[int, float | None] = dict.fromkeys(pending, 0.0)
         self._refusals: dict[int, int] = {}
@@ -211,10 +219,6 @@ class EdgeSession:
         self._timer = 0.0
         self._failures = 0
         self.listening = False  # whether the model is subscribed to
-
-    @property
-    def _has_room(self) -> bool:
-        return len(self._due) < self._max_pending
 
     @property
     def _is_uploaded(self) -> bool:
@@ -240,19 +244,22 @@ class EdgeSession:
             case Unlinked():
                 self._linked = self._aggregator_online = self.listening = False
             case PlanSeen(usable=usable, once_per_version=once, resend_seconds=seconds):
-                self._plan_usable, self._once_per_version, self._resend_seconds = usable, once, seconds
+                self._plan_usable, self._once_per_version = usable, once
+                # the constant first: so NaN, too, becomes a bound
+                self._resend_seconds = min(MAX_RESEND_SECONDS, max(MIN_RESEND_SECONDS, seconds))
             case AggregatorSeen(online=online, boot=boot):
-                self._aggregator_online = online
-                if online and boot != self._aggregator_boot:
-                    self._aggregator_boot = boot
-                    self._reschedule(now + RECEIPT_GRACE)
+                self._see_aggregator(online, boot, now)
+            case PieceSeen():
+                if self.state is State.PULLING:
+                    self._timer = now + PULL_SECONDS
             case ModelSeen(epoch=epoch, version=version):
-                self._model = epoch, version
-                known = self._once_per_version and self._model == self._trained_on
-                signal = Signal.KNOWN if known else Signal.MODEL
-            case Trained(seq=seq):
+                if self.listening:  # what was still on its way when the pull ended is not what we train on
+                    self._model = epoch, version
+                    known = self._once_per_version and self._model == self._trained_on
+                    signal = Signal.KNOWN if known else Signal.MODEL
+            case Trained(seq=seq, is_full=is_full):
                 self._trained_on, self._failures = self._model, 0
-                self._due[seq], self._uploading = now, seq
+                self._due[seq], self._uploading, self._is_full = now, seq, is_full
                 signal = Signal.TRAINED
             case TrainingFailed():
                 self._failures += 1
@@ -264,7 +271,8 @@ class EdgeSession:
                 if seq in self._due:
                     times = self._refusals[seq] = self._refusals.get(seq, 0) + 1
                     self._due[seq] = now + min(2.0 ** min(times, 10), self._resend_seconds)
-            case Settled(seqs=seqs):
+            case Settled(seqs=seqs, is_full=is_full):
+                self._is_full = is_full
                 for seq in seqs:
                     self._due.pop(seq, None)
                     self._refusals.pop(seq, None)
@@ -283,7 +291,7 @@ class EdgeSession:
             effects += self._move(Signal.RESTED, now)
         if not self._can_work:
             effects += self._move(Signal.BLOCKED, now)
-        elif not self._has_room:
+        elif self._is_full:
             effects += self._move(Signal.FULL, now)
         elif self.state is State.IDLE or (self.state is State.UPLOADING and self._is_uploaded):
             effects += self._move(Signal.READY, now)
@@ -301,6 +309,14 @@ class EdgeSession:
             times.append(self._timer)
         return min(times, default=None)
 
+    def _see_aggregator(self, online: bool, boot: int, now: float) -> None:
+        if not online and self._aggregator_online and boot != self._aggregator_boot:
+            return  # the late will of a former life
+        self._aggregator_online = online
+        if online and boot != self._aggregator_boot:
+            self._aggregator_boot = boot
+            self._reschedule(now + RECEIPT_GRACE)
+
     def _reschedule(self, when: float) -> None:
         for seq, due in self._due.items():
             if due is not None:  # the others are with the transport, which sends them again by itself
@@ -313,7 +329,7 @@ class EdgeSession:
             return []
         self.state = after
         effects: list[Effect] = []
-        if self.listening and (after not in (State.PULLING, State.WAITING) or signal is Signal.FULL):
+        if self.listening and after not in (State.PULLING, State.WAITING):
             self.listening = False
             effects.append(StopPulling())
         match after:
@@ -325,6 +341,4 @@ class EdgeSession:
                 effects.append(Train())
             case State.SLEEPING:
                 self._timer = now + min(REST_SECONDS * 2.0 ** min(self._failures - 1, 10), MAX_REST_SECONDS)
-            case State.IDLE | State.UPLOADING | State.WAITING:
-                pass
         return effects

@@ -115,7 +115,7 @@ class TorchTrainer:
         """Mean loss and, where the targets are class labels, accuracy."""
         self._write(vector)
         self._model.eval()
-        total, right, examples = 0.0, 0, 0
+        total, right, examples, labels = 0.0, 0, 0, 0
         labelled = True
         with torch.no_grad():
             for inputs, targets in self._test or ():
@@ -125,15 +125,16 @@ class TorchTrainer:
                 labelled = labelled and outputs.ndim == targets.ndim + 1 and not targets.is_floating_point()
                 if labelled:
                     right += int((outputs.argmax(dim=1) == targets).sum())
+                    labels += targets.numel()  # segmentation has a label for each pixel
         if not examples:
             return {"examples": 0.0}
         metrics = {"loss": total / examples, "examples": float(examples)}
-        return {"accuracy": right / examples, **metrics} if labelled else metrics
+        return {"accuracy": right / labels, **metrics} if labelled else metrics
 
     def _read(self) -> ParamVector:
         return self.layout.pack(
             {
-                segment.name: self._tensors[segment.name].detach().to(torch.float32).numpy()
+                segment.name: self._tensors[segment.name].detach().to("cpu", torch.float32).numpy()
                 for segment in self.layout.shared
             }
         )

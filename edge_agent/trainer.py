@@ -6,12 +6,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from fedmq.errors import FedmqError, SettingError
+import numpy as np
+
+from fedmq.envelope import MAX_INTEGER
+from fedmq.errors import FedmqError, LocalError, SettingError
 from fedmq.layout import ParamLayout
-from fedmq.plan import Scalar
+from fedmq.plan import Plan, Scalar
+from fedmq.settings import Table
 from fedmq.types import ParamVector
+from fedmq.wire import MAX_METRICS
 
 ENTRY_POINT_GROUP: Final = "fedmq.trainers"
+_MAX_METRIC_NAME: Final = 64
+#: Fields that diaries and statistics have themselves.
+_TAKEN_NAMES: Final = frozenset({"client", "kind", "received", "self", "sent", "seq", "time", "version"})
+
+
+class TrainerError(LocalError):
+    """A trainer cannot be made, is not what the plan asks for, or returned what cannot be used."""
+
+
+class TrainingStoppedError(FedmqError):
+    """The agent is shutting down; what was trained so far is thrown away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +51,13 @@ class TrainResult:
 
     Attributes:
         vector: the local model afterwards, float32, shape (layout.size,).
-        num_examples: examples in the local data; what FedAvg weights by.
+        num_examples: examples in the local data, at least 1; what FedAvg weights by.
         local_steps: optimiser steps taken.
         metrics: for people, for instance the mean training loss; at most 16.
+
+    Raises:
+        TrainerError: a value is none of these. No aggregator could read such an update, and so none would
+            ever give a receipt for it.
     """
 
     vector: ParamVector = field(repr=False)
@@ -45,9 +65,35 @@ class TrainResult:
     local_steps: int
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        vector = self.vector
+        if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
+            kind = f"{vector.dtype} of shape {vector.shape}" if isinstance(vector, np.ndarray) else type(vector)
+            raise TrainerError(f"the trained vector must be float32 in one dimension, not {kind}")
+        for name, value, low in (("num_examples", self.num_examples, 1), ("local_steps", self.local_steps, 0)):
+            if not isinstance(value, int | np.integer) or not low <= value <= MAX_INTEGER:
+                raise TrainerError(f"{name} = {value!r}: a whole number, at least {low}, is allowed")
+        if len(self.metrics) > MAX_METRICS:
+            raise TrainerError(f"{len(self.metrics)} metrics: at most {MAX_METRICS} are allowed")
+        for name, value in self.metrics.items():
+            if not isinstance(name, str) or len(name) > _MAX_METRIC_NAME or not _is_number(value):
+                raise TrainerError(
+                    f"metric {name!r} = {value!r}: a number, with a name of at most {_MAX_METRIC_NAME} characters, "
+                    "is allowed"
+                )
 
-class TrainingStoppedError(FedmqError):
-    """The agent is shutting down; what was trained so far is thrown away."""
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]  # numpy's and torch's scalars are numbers, too
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A trainer's metrics for diaries and statistics: plain floats, without the names that those use themselves."""
+    return {name: float(value) for name, value in metrics.items() if name not in _TAKEN_NAMES}
 
 
 class Trainer(Protocol):
@@ -81,29 +127,79 @@ TrainerFactory = Callable[..., Trainer]
 
 
 def find_factory(name: str) -> TrainerFactory:
-    """The factory that a device's setting names.
+    """The factory that this device's operator names.
 
     Args:
         name: `package.module:function`, or the name of an entry point in the group `fedmq.trainers`.
 
     Raises:
-        SettingError: there is none.
+        SettingError: there is none, or it cannot be imported.
     """
     module, _, attribute = name.partition(":")
+    if not attribute:
+        return installed_factory(name)
     try:
-        if attribute:
-            factory: object = getattr(importlib.import_module(module), attribute)
-        else:
-            (entry,) = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name)
-            factory = entry.load()
-    except ValueError:
-        known = sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP).names)
+        factory: object = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module of the user's may raise anything
+        raise _not_imported(name, error) from error
+    return _checked(name, factory)
+
+
+def installed_factory(name: str) -> TrainerFactory:
+    """The factory that is installed under a name, in the entry-point group `fedmq.trainers`.
+
+    Nothing else may be asked for with a name from the network: no code travels, and none is chosen from afar.
+
+    Raises:
+        SettingError: there is none, or it cannot be imported.
+    """
+    group = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    if name not in group.names:
+        known = ", ".join(sorted(group.names))
         raise SettingError(
-            "trainer.factory", name, f"package.module:function, or one of {', '.join(known)}, is allowed"
-        ) from None
-    except (ImportError, AttributeError) as error:
-        hint = ": install fedmq[torch]" if "torch" in str(error) else ""
-        raise SettingError("trainer.factory", name, f"it cannot be imported ({error}){hint}") from error
+            "trainer.factory", name, f"one of {known}, or in this device's own settings package.module:function"
+        )
+    try:
+        factory: object = group[name].load()
+    except Exception as error:  # likewise
+        raise _not_imported(name, error) from error
+    return _checked(name, factory)
+
+
+def _not_imported(name: str, error: Exception) -> SettingError:
+    hint = ": install fedmq[torch]" if isinstance(error, ImportError) and error.name == "torch" else ""
+    return SettingError("trainer.factory", name, f"it cannot be imported ({error}){hint}")
+
+
+def _checked(name: str, factory: object) -> TrainerFactory:
     if not callable(factory):
         raise SettingError("trainer.factory", name, "it is not callable")
     return factory
+
+
+def make_trainer(plan: Plan, chosen: str, settings: Table, factory: TrainerFactory | None = None) -> Trainer:
+    """The trainer with which this device satisfies a plan.
+
+    Args:
+        plan: from the network.
+        chosen: the operator's choice, see `find_factory`; when empty, the plan's name is looked up.
+        settings: what the operator tells the trainer.
+        factory: used instead of looking one up.
+
+    Raises:
+        SettingError: there is no such trainer, or it refuses its settings.
+        TrainerError: its factory failed in another way, or its model is not the plan's.
+    """
+    if factory is None:
+        factory = find_factory(chosen) if chosen else installed_factory(plan.trainer)
+    name = chosen or plan.trainer
+    try:
+        trainer = factory(dict(plan.trainer_settings), **dict(settings))
+        difference = trainer.layout.difference(plan.layout)
+    except FedmqError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise TrainerError(f"trainer {name} cannot be made: {type(error).__name__}: {error}") from error
+    if difference:
+        raise TrainerError(f"trainer {name} has another model than the plan: {difference}")
+    return trainer

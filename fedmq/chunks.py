@@ -16,6 +16,8 @@ from typing import Final, Generic, TypeVar
 from .errors import WireError
 
 DEFAULT_TTL: Final = 600.0
+#: What Python takes to hold a piece beside its data: otherwise pieces of one byte would escape every bound.
+PIECE_BYTES: Final = 200
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -44,7 +46,8 @@ class Reassembler(Generic[Key]):
 
     Args:
         max_message: largest whole message in bytes; larger announcements are refused at their first piece.
-        max_total: bytes held for all unfinished messages; beyond it, new pieces are refused.
+        max_total: bytes held for all unfinished messages, each piece with `PIECE_BYTES` more than its data;
+            beyond it, new pieces are refused.
         max_partial: how many unfinished messages are held; beyond it, new ones are refused.
         ttl: seconds without a new piece after which an unfinished message is given up.
     """
@@ -98,12 +101,14 @@ class Reassembler(Generic[Key]):
             raise WireError("chunk", "count, size or digest differ from the earlier pieces'")
         if index in partial.pieces:
             return None
-        if partial.held + len(data) > size or self.held + len(data) > self._max_total:
-            raise WireError("chunk", f"the pieces exceed {min(size, self._max_total)} bytes")
+        if partial.held + len(data) > size:
+            raise WireError("chunk", f"the pieces exceed the announced {size} bytes")
+        if self.held + len(data) + PIECE_BYTES > self._max_total:
+            raise WireError("chunk", f"the unfinished messages exceed {self._max_total} bytes")
         partial.pieces[index] = data
         partial.held += len(data)
         partial.expires = now + self._ttl
-        self.held += len(data)
+        self.held += len(data) + PIECE_BYTES
         self._partials[key] = partial
         if len(partial.pieces) < count:
             return None
@@ -117,7 +122,7 @@ class Reassembler(Generic[Key]):
         """Forget what is held for a key."""
         partial = self._partials.pop(key, None)
         if partial is not None:
-            self.held -= partial.held
+            self.held -= partial.held + PIECE_BYTES * len(partial.pieces)
 
     def expire(self, now: float) -> list[Key]:
         """Give up what has waited too long for its next piece, and return its keys."""

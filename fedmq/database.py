@@ -35,8 +35,12 @@ class Database:
         with self.explained("open"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            # The agent trains in one thread and publishes in another; it takes turns, SQLite need not check.
-            self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            try:
+                # The agent trains in one thread and publishes in another; it takes turns, SQLite need not check.
+                self.connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            except BaseException:
+                self._release_lock()
+                raise
             try:
                 self._prepare(tables, application_id, schema)
             except BaseException:
@@ -101,6 +105,9 @@ class Database:
     def close(self) -> None:
         """Close the file and let others have it. Idempotent."""
         self.connection.close()
+        self._release_lock()
+
+    def _release_lock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

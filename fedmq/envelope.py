@@ -185,9 +185,7 @@ def unpack(kind: Kind, data: bytes, max_values: int = MAX_VALUES) -> Fields:
     if _count_values(body, max_values) > max_values:
         raise WireError(what, f"announces more than {max_values} values")
     try:
-        fields = msgpack.unpackb(
-            body, raw=False, strict_map_key=True, max_ext_len=0, ext_hook=_no_extensions
-        )
+        fields = msgpack.unpackb(body, raw=False, strict_map_key=True, max_ext_len=0, ext_hook=_no_extensions)
     # RecursionError comes from msgpack's pure-Python fallback, the others from both
     except (ValueError, msgpack.UnpackException, TypeError, OverflowError, RecursionError) as error:
         raise WireError(what, f"not valid msgpack: {type(error).__name__} {error}"[:MAX_DETAIL]) from None

@@ -17,6 +17,10 @@ Scalar: TypeAlias = str | int | float | bool
 DEFAULT_CHUNK_BYTES = 256 * 1024
 DEFAULT_MAX_UPDATE_BYTES = 64 * 1024 * 1024
 
+#: How many settings a plan carries for its trainer, and how many characters the name of one may have.
+MAX_TRAINER_SETTINGS = 64
+MAX_SETTING_NAME = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:

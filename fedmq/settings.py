@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import SettingError
-from .plan import Scalar
+from .plan import MAX_SETTING_NAME, MAX_TRAINER_SETTINGS, Scalar
 
 S = TypeVar("S")
 
@@ -149,18 +149,23 @@ def parse_table(value: object) -> Table:
     """A table from a mapping, or from a text `name=value,…`.
 
     Raises:
-        ValueError, TypeError: it is neither.
+        ValueError, TypeError: it is neither, or no plan can carry it.
     """
     if isinstance(value, str):
-        value = dict(part.split("=", 1) for part in value.split(",") if part)
-        return tuple((name.strip(), _scalar(text.strip())) for name, text in value.items())
+        pairs = (part.split("=", 1) for part in value.split(",") if part)
+        value = {name.strip(): _scalar(text.strip()) for name, text in pairs}
     if isinstance(value, tuple):
-        return value
+        value = dict(value)
     if not isinstance(value, Mapping):
         raise TypeError
-    for entry in value.values():
+    if len(value) > MAX_TRAINER_SETTINGS:
+        raise ValueError
+    for name, entry in value.items():
         if not isinstance(entry, str | int | float | bool):
             raise TypeError
+        # msgpack has no longer integers
+        if not 0 < len(name) <= MAX_SETTING_NAME or (isinstance(entry, int) and abs(entry) > 2**63 - 1):
+            raise ValueError
     return tuple(value.items())
 
 

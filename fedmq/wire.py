@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from .envelope import MAX_DETAIL, MAX_INTEGER, Fields, Kind, pack, unpack
 from .errors import LayoutError
 from .layout import MAX_DIMENSIONS, MAX_SEGMENTS, ParamLayout
-from .plan import Plan, Scalar
+from .plan import MAX_TRAINER_SETTINGS, Plan, Scalar
 from .types import (
     Chunk,
     ClientId,
@@ -34,9 +34,8 @@ MAX_METRICS: Final = 16
 MAX_CHUNKS: Final = 65_536
 #: Also the bound on a client's outbox: a receipt covers everything that may still lie in it.
 MAX_RECEIPT_ENTRIES: Final = 256
-MAX_SETTINGS: Final = 64
 #: A row of the layout is a list of four, one of which is a list of sides.
-MAX_PLAN_VALUES: Final = MAX_SEGMENTS * (5 + MAX_DIMENSIONS) + 2 * MAX_SETTINGS + 64
+MAX_PLAN_VALUES: Final = MAX_SEGMENTS * (5 + MAX_DIMENSIONS) + 2 * MAX_TRAINER_SETTINGS + 64
 
 
 def _pack_id(update_id: UpdateId) -> dict[str, object]:
@@ -283,7 +282,7 @@ def unpack_plan(data: bytes) -> Plan:
     """
     fields = unpack(Kind.PLAN, data, MAX_PLAN_VALUES)
     settings: list[tuple[str, Scalar]] = []
-    for name, value in fields.pairs("x", MAX_SETTINGS):
+    for name, value in fields.pairs("x", MAX_TRAINER_SETTINGS):
         if not isinstance(value, str | int | float | bool):
             raise fields.wrong("x", f"{name[:40]!r} is not a text, number or truth value")
         settings.append((name, value))

@@ -232,6 +232,7 @@ def export(
 
 def main() -> Any:
     """The console script: errors that are ours to explain end in one line and status 2."""
+    sys.path.insert(0, "")  # a trainer of the user's own lies in the folder where the command is given
     try:
         return app()
     except (FedmqError, BrokerError) as error:

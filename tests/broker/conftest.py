@@ -6,25 +6,8 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
-from fedmq.broker import EmbeddedBroker, Mosquitto, MosquittoMissingError
+from fedmq.broker import EmbeddedBroker, Mosquitto, MosquittoMissingError, packets
 from fedmq.broker.decoder import Decoder
-from fedmq.broker.packets import (
-    Connack,
-    Connect,
-    Disconnect,
-    Packet,
-    Pingreq,
-    Pingresp,
-    Puback,
-    Publish,
-    Suback,
-    Subscribe,
-    Subscription,
-    Unsuback,
-    Unsubscribe,
-    Version,
-    encode,
-)
 
 PATIENCE = 10.0  # seconds until a packet that does not come fails the test
 
@@ -32,23 +15,25 @@ PATIENCE = 10.0  # seconds until a packet that does not come fails the test
 class WireClient:
     """A blocking client that shows every packet and acknowledges nothing by itself."""
 
-    def __init__(self, host: str, port: int, version: Version, client_id: str, **connect: object) -> None:
+    def __init__(
+        self, host: str, port: int, version: packets.Version, client_id: str, **connect: object
+    ) -> None:
         self.version = version
         self._decoder = Decoder(1 << 28, version)
-        self._packets: Iterator[Packet] = iter(())
+        self._packets: Iterator[packets.Packet] = iter(())
         self._ids = count(1)
         self._socket = socket.create_connection((host, port), timeout=PATIENCE)
-        self.connack: Packet | None = None
-        self.send(Connect(version=version, client_id=client_id, **connect))
+        self.connack: packets.Packet | None = None
+        self.send(packets.Connect(version=version, client_id=client_id, **connect))
         self.connack = self.receive()
 
-    def send(self, packet: Packet) -> None:
-        self.send_bytes(encode(packet, self.version))
+    def send(self, packet: packets.Packet) -> None:
+        self.send_bytes(packets.encode(packet, self.version))
 
     def send_bytes(self, data: bytes) -> None:
         self._socket.sendall(data)
 
-    def receive(self) -> Packet | None:
+    def receive(self) -> packets.Packet | None:
         """The next packet; None when the broker has closed the connection."""
         while True:
             packet = next(self._packets, None)
@@ -62,51 +47,51 @@ class WireClient:
                 return None
             self._packets = self._decoder.feed(data)
 
-    def receive_until(self, kind: type) -> tuple[list[Packet], Packet]:
+    def receive_until(self, kind: type) -> tuple[list[packets.Packet], packets.Packet]:
         """What comes before the first packet of a kind, and that packet."""
-        before: list[Packet] = []
+        before: list[packets.Packet] = []
         while not isinstance(packet := self.receive(), kind):
             assert packet is not None, f"closed before a {kind.__name__}; came: {before}"
             before.append(packet)
         return before, packet
 
-    def ping(self) -> list[Packet]:
+    def ping(self) -> list[packets.Packet]:
         """Everything that the broker sends before it answers a PINGREQ."""
-        self.send(Pingreq())
-        return self.receive_until(Pingresp)[0]
+        self.send(packets.Pingreq())
+        return self.receive_until(packets.Pingresp)[0]
 
     def publish(self, topic: str, payload: bytes = b"", **fields: object) -> int:
         """Publishes with QoS 1 and returns the reason of the PUBACK; deliveries in between are lost."""
-        self.send(Publish(topic=topic, payload=payload, qos=1, packet_id=next(self._ids), **fields))
-        return self.receive_until(Puback)[1].reason
+        self.send(packets.Publish(topic=topic, payload=payload, qos=1, packet_id=next(self._ids), **fields))
+        return self.receive_until(packets.Puback)[1].reason
 
     def subscribe(self, topic_filter: str, **options: object) -> tuple[int, ...]:
         """Subscribes, by default with QoS 1, and returns the reasons."""
-        subscription = Subscription(filter=topic_filter, **{"qos": 1, **options})
-        self.send(Subscribe(packet_id=next(self._ids), subscriptions=(subscription,)))
-        return self.receive_until(Suback)[1].reasons
+        subscription = packets.Subscription(filter=topic_filter, **{"qos": 1, **options})
+        self.send(packets.Subscribe(packet_id=next(self._ids), subscriptions=(subscription,)))
+        return self.receive_until(packets.Suback)[1].reasons
 
     def unsubscribe(self, topic_filter: str) -> None:
-        self.send(Unsubscribe(packet_id=next(self._ids), filters=(topic_filter,)))
-        self.receive_until(Unsuback)
+        self.send(packets.Unsubscribe(packet_id=next(self._ids), filters=(topic_filter,)))
+        self.receive_until(packets.Unsuback)
 
-    def deliveries(self, number: int, *, acknowledge: bool = True) -> list[Publish]:
+    def deliveries(self, number: int, *, acknowledge: bool = True) -> list[packets.Publish]:
         """The next publishes, which must be the next packets."""
-        found: list[Publish] = []
+        found: list[packets.Publish] = []
         for _ in range(number):
             packet = self.receive()
-            assert isinstance(packet, Publish), packet
+            assert isinstance(packet, packets.Publish), packet
             found.append(packet)
             if acknowledge and packet.packet_id is not None:
-                self.send(Puback(packet_id=packet.packet_id))
+                self.send(packets.Puback(packet_id=packet.packet_id))
         return found
 
     def acknowledge(self, packet_id: int) -> None:
-        self.send(Puback(packet_id=packet_id))
+        self.send(packets.Puback(packet_id=packet_id))
 
     def disconnect(self, **fields: object) -> None:
         """Says goodbye and waits until the broker has closed the connection."""
-        self.send(Disconnect(**fields))
+        self.send(packets.Disconnect(**fields))
         while self.receive() is not None:
             pass
         self._socket.close()
@@ -147,11 +132,15 @@ def dial(wire_clients: list[WireClient]) -> Dial:
     """Connects a client to a broker: `dial(broker, "name", version=…, clean_start=…)`."""
 
     def connect(
-        broker: EmbeddedBroker | Mosquitto, client_id: str, *, version: Version = Version.V5, **fields: object
+        broker: EmbeddedBroker | Mosquitto,
+        client_id: str,
+        *,
+        version: packets.Version = packets.Version.V5,
+        **fields: object,
     ) -> WireClient:
         client = WireClient(broker.host, broker.port, version, client_id, **fields)
         wire_clients.append(client)
-        assert isinstance(client.connack, Connack)
+        assert isinstance(client.connack, packets.Connack)
         return client
 
     return connect

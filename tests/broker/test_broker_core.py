@@ -122,6 +122,7 @@ REFUSALS = {
     "unknown user": ({"users": {"u": "p"}}, {"username": "", "password": b""}, 0x86),
     "authentication method": ({}, {"properties": Properties(authentication_method="x")}, 0x8C),
     "will of QoS 2": ({}, {"will": Will(topic="w", payload=b"", qos=2)}, 0x9B),
+    "will of too many levels": ({}, {"will": Will(topic="a/" * 40, payload=b"")}, 0x90),
     "will on a topic of ours": ({}, {"will": Will(topic="$SYS/x", payload=b"")}, 0x87),
 }
 
@@ -366,6 +367,33 @@ def test_messages_expire_in_queues_and_while_retained():
     assert [(one.topic, one.properties.message_expiry) for one in back.early] == [("t/long", 40)]
     assert [(one.topic, one.properties.message_expiry) for one in late.early] == [("t/long", 40)]
     assert len(bench.core.state.retained) == 1
+
+
+def test_what_has_expired_makes_room_for_what_is_fresh():
+    """A queue full of stale messages does not stay full, and neither do the retained ones."""
+    bench = Bench(max_queued_messages=2)
+    away = bench.client(properties=KEPT)
+    away.subscribe("t")
+    away.leave()
+    sender = bench.client("s", keep_alive=0)
+    for index in range(2):
+        sender.publish("t", b"stale%d" % index, retain=True, properties=Properties(message_expiry=5))
+    before = sender.publish("t", b"dropped")[0].reason
+    bench.pass_time(31)
+    after = sender.publish("t", b"fresh")[0].reason
+
+    assert (before, after) == (ReasonCode.QUOTA_EXCEEDED, 0)
+    assert (bench.core.state.stored_messages, len(bench.core.state.retained)) == (1, 0)
+    assert payloads(bench.client(clean_start=False, properties=KEPT).early) == [b"fresh"]
+
+
+def test_a_session_that_is_over_is_over_to_the_second():
+    """Also when its client comes back before anybody has looked."""
+    bench = Bench()
+    bench.client(properties=KEPT).leave()
+    bench.now += 100
+
+    assert not bench.client(clean_start=False, properties=KEPT).connack.session_present
 
 
 def test_sessions_expire_and_give_back_what_they_held():

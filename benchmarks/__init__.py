@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks.NAME [--quick] [--seed S] [--out FILE]` prints a table and writes JSON."""

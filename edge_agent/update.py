@@ -1,0 +1,110 @@
+"""Updates: from what a trainer brought back to an envelope in the outbox, and back when it is refused. No network here.
+
+Law 8, and who decides what: a refused update's mass returns to the residual and goes out with a later one. It is
+dropped, and the log says so, when the residual is of another model by now, when the update can no longer be decoded,
+and when the refusal says that training had diverged: then the residual goes, too, because what stayed behind is as
+wrong as what was sent, and every later update would be refused for it.
+"""
+
+import logging
+import time
+from typing import Final
+
+import numpy as np
+
+from fedmq import wire
+from fedmq.codecs import parse_pipeline, pipeline_from_wire
+from fedmq.errors import CodecError, WireError
+from fedmq.layout import ParamLayout
+from fedmq.plan import Plan
+from fedmq.types import ClientId, GlobalModel, ModelUpdate, Refusal, Rejection, UpdateId
+
+from .feedback import encode_with_feedback, give_back
+from .outbox import Outbox
+from .trainer import TrainerError, TrainResult
+
+log = logging.getLogger(__name__)
+
+_DIVERGED: Final = frozenset({Rejection.NORM, Rejection.NOT_FINITE})
+
+
+def put_update(outbox: Outbox, client: ClientId, plan: Plan, base: GlobalModel, result: TrainResult) -> int:
+    """Encode what was learned and keep it, with what the codec dropped.
+
+    Args:
+        outbox: where.
+        client: who learned it.
+        plan: says with which codec.
+        base: the model it was trained from, of the plan's layout.
+        result: what the trainer brought back.
+
+    Returns:
+        The update's number.
+
+    Raises:
+        TrainerError: the trainer's vector has another length than the model.
+        CodecError: training diverged, or the update is larger than the plan allows.
+        StoreError: the disk is full or fails; nothing has changed.
+    """
+    layout = plan.layout
+    if result.vector.shape != base.vector.shape:
+        raise TrainerError(
+            f"the trainer returned a vector of shape {result.vector.shape}, the model has {base.vector.shape}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # the encoder finds it and says what it means
+        delta = result.vector - base.vector
+        encoded = encode_with_feedback(
+            layout, parse_pipeline(plan.codec), delta, outbox.residual(layout.fingerprint)
+        )
+    message = wire.pack_update(
+        ModelUpdate(
+            id=UpdateId(client=client, epoch=outbox.epoch, seq=outbox.next_seq),
+            floor=outbox.floor,
+            model_epoch=base.epoch,
+            base_version=base.version,
+            fingerprint=layout.fingerprint,
+            num_examples=int(result.num_examples),
+            local_steps=int(result.local_steps),
+            codec=plan.codec,
+            payload=encoded.payload,
+            metrics=tuple((name, float(value)) for name, value in result.metrics.items()),
+        )
+    )
+    if len(message) > plan.max_update_bytes:
+        raise CodecError(
+            f"codec {plan.codec} makes an update of {len(message)} bytes, the plan allows {plan.max_update_bytes}"
+        )
+    return outbox.put(message, residual=encoded.residual, fingerprint=layout.fingerprint, created=time.time())
+
+
+def take_back(outbox: Outbox, seq: int, refusal: Refusal, layout: ParamLayout) -> None:
+    """Drop a refused update from the outbox, and decide about what it carried.
+
+    Args:
+        outbox: holds it.
+        seq: its number.
+        refusal: why.
+        layout: the present plan's.
+
+    Raises:
+        StoreError: the disk is full or fails; nothing has changed.
+    """
+    message = outbox.get(seq).message
+    try:
+        update = wire.unpack_update(message)
+        residual = outbox.residual(update.fingerprint)
+        if update.fingerprint != layout.fingerprint or residual is None:
+            outbox.forget(seq)
+            log.warning("update %d was refused, and dropped: it is of another model. %s", seq, refusal)
+            return
+        returned = give_back(layout, pipeline_from_wire(update.codec), update.payload, residual)
+    except WireError as error:
+        outbox.forget(seq)
+        log.error("update %d was refused, and dropped: it cannot be decoded (%s). %s", seq, error, refusal)
+        return
+    diverged = refusal.reason in _DIVERGED
+    if diverged:
+        returned = np.zeros_like(residual)
+    outbox.give_up(seq, residual=returned, fingerprint=update.fingerprint)
+    where = "it and the residual are dropped" if diverged else "its content returns to the residual"
+    log.warning("update %d was refused, %s: %s", seq, where, refusal)
