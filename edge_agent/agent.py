@@ -6,21 +6,23 @@ lasts; its result comes back through a queue.
 """
 
 import logging
+import math
 import queue
 import secrets
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from fedmq import __version__, wire
-from fedmq.chunks import checksum, split
-from fedmq.codecs import Pipeline, parse_pipeline, pipeline_from_wire
+from fedmq.codecs import pipeline_from_wire
 from fedmq.envelope import Kind
 from fedmq.errors import CodecError, FedmqError, StoreError, TransportError, WireError
 from fedmq.eventlog import EventLog
+from fedmq.layout import ParamLayout
 from fedmq.plan import Plan
 from fedmq.topics import Topics, check_name
 from fedmq.transport.base import (
@@ -29,36 +31,35 @@ from fedmq.transport.base import (
     Disconnected,
     PublishAccepted,
     PublishRefused,
-    PublishToken,
     SubscriptionRefused,
     Transport,
     Will,
 )
-from fedmq.types import (
-    Chunk,
-    ClientId,
-    GlobalModel,
-    ModelUpdate,
-    ParamVector,
-    Presence,
-    PresenceState,
-    UpdateId,
-)
+from fedmq.types import ClientId, GlobalModel, Presence, PresenceState, Receipt
 
 from . import session
 from .download import Download
-from .feedback import encode_with_feedback, give_back
 from .frames import FrameCache
 from .outbox import Outbox
 from .session import EdgeSession
 from .settings import AgentSettings
-from .trainer import Task, Trainer, TrainerFactory, TrainingStoppedError, TrainResult, find_factory
+from .trainer import (
+    Task,
+    Trainer,
+    TrainerError,
+    TrainerFactory,
+    TrainingStoppedError,
+    TrainResult,
+    make_trainer,
+    plain_metrics,
+)
+from .update import put_update, take_back
+from .upload import Upload
 
 log = logging.getLogger(__name__)
 
-_DISK_RETRY_SECONDS: Final = 5.0
-#: Room for an update's header and envelope beside a chunk's data.
-_CHUNK_HEADER_BYTES: Final = 256
+#: After how long a disk that refused a write is tried again.
+DISK_RETRY_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,17 +98,22 @@ class Agent:
         self._boot = secrets.randbits(62) + 1
         will = Will(topic=self._topics.client(settings.client), payload=self._presence(PresenceState.OFFLINE))
         self.transport = connect(f"{settings.federation}-client-{settings.client}", will)
-        self._session = EdgeSession(pending=outbox.pending(), max_pending=settings.outbox.max_updates)
+        self._session = EdgeSession(pending=outbox.pending(), is_full=outbox.is_full)
         self._cache = FrameCache(settings.outbox.folder)
+        topic = self._topics.update(settings.shard, self._client)
+        self._upload = Upload(self.transport, topic, outbox, self._client)
+        self._download: Download | None = None
+        # The plan that this device satisfies; the layout is of the newest one, satisfied or not.
         self._plan: Plan | None = None
         self._plan_message = b""
+        self._layout: ParamLayout | None = None
         self._trainer: Trainer | None = None
-        self._download: Download | None = None
         self._model: GlobalModel | None = None
-        self._sending: dict[PublishToken, int] = {}
         self._finished: queue.SimpleQueue[_Finished] = queue.SimpleQueue()
+        # What waits: for the disk, or a receipt for the plan.
         self._unsaved: _Finished | None = None
-        self._retry_at = 0.0
+        self._receipt: Receipt | None = None
+        self._retry_at = math.inf
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -123,15 +129,15 @@ class Agent:
         try:
             while not self._stopping.is_set():
                 self.turn()
-            self._publish(
-                self._topics.client(self._client), self._presence(PresenceState.OFFLINE), retain=True
-            )
+            self._announce(PresenceState.OFFLINE)
         finally:
             self._stopping.set()
             if self._thread is not None:
                 self._thread.join()
             self.transport.close()
             self._outbox.close()
+            if self._unsaved is not None:
+                log.error("an update that the disk did not take is lost with this process")
             self._note("away")
             self._events.close()
 
@@ -152,13 +158,14 @@ class Agent:
             case Delivery():
                 self._take(event)
                 event.ack()
-            case PublishAccepted(token=token):
-                self._outcome(token, None)
-            case PublishRefused(token=token, reason=reason):
-                self._outcome(token, reason)
+            case PublishAccepted() | PublishRefused():
+                outcome = self._upload.take(event)
+                if outcome is not None:
+                    self._do(outcome)
             case SubscriptionRefused(topic_filter=topic_filter, reason=reason):
                 log.error("the broker refuses the subscription to %s: %s", topic_filter, reason)
             case None:
+                self._retry()
                 self._take_result()
                 self._carry_out(self._session.tick(self._clock()))
         if self._session.state is not before:
@@ -168,10 +175,9 @@ class Agent:
         """Seconds until something is due although nothing happens."""
         if not self._finished.empty():
             return 0.0
-        due = self._session.next_tick()
-        if self._unsaved is not None:
-            due = min(self._retry_at, due) if due is not None else self._retry_at
-        return 60.0 if due is None else min(max(due - self._clock(), 0.0), 60.0)
+        ticks = self._session.next_tick()
+        due = self._retry_at if ticks is None else min(self._retry_at, ticks)
+        return min(max(due - self._clock(), 0.0), 60.0)
 
     def _greet(self) -> None:
         topics = self._topics
@@ -181,7 +187,7 @@ class Agent:
             topics.aggregator(self._settings.shard),
         ):
             self.transport.subscribe(topic)
-        self._publish(topics.client(self._client), self._presence(PresenceState.ONLINE), retain=True)
+        self._announce(PresenceState.ONLINE)
         self._do(session.Linked())
 
     def _take(self, delivery: Delivery) -> None:
@@ -197,22 +203,28 @@ class Agent:
                 presence = wire.unpack_presence(Kind.AGGREGATOR, payload)
                 online = presence.state is PresenceState.ONLINE
                 self._do(session.AggregatorSeen(online=online, boot=presence.boot))
-            elif self._download is not None:
-                self._download.take(delivery)
+            elif self._download is not None and self._download.take(delivery):
+                self._do(session.PieceSeen())
         except WireError as error:
             log.warning("ignored a message on %s: %s", delivery.topic, error)
 
     def _take_plan(self, payload: bytes) -> None:
-        if payload == self._plan_message and self._plan is not None:
+        if payload == self._plan_message:
             return
         plan = wire.unpack_plan(payload)
-        usable = False
+        self._layout, self._upload.chunk_bytes = plan.layout, plan.chunk_bytes
+        self._see_plan(plan, usable=False)  # ends what goes on under the plan before
+        self._plan, self._plan_message, self._download = None, b"", None
         try:
             self._adopt(plan)
-            usable = True
-            self._plan_message = payload
         except FedmqError as error:
             log.error("this device cannot satisfy the plan: %s", error)
+        else:
+            self._plan_message = payload
+            self._see_plan(plan, usable=True)
+        self._settle()
+
+    def _see_plan(self, plan: Plan, *, usable: bool) -> None:
         self._do(
             session.PlanSeen(
                 usable=usable, once_per_version=plan.wait_for_new_version, resend_seconds=plan.resend_seconds
@@ -220,16 +232,10 @@ class Agent:
         )
 
     def _adopt(self, plan: Plan) -> None:
-        """Make the plan ours, or raise and keep none."""
-        self._plan, self._plan_message, self._download = None, b"", None
         pipeline_from_wire(plan.codec)
-        name = self._settings.trainer.factory or plan.trainer
-        factory = self._factory or find_factory(name)
-        trainer = factory(dict(plan.trainer_settings), **dict(self._settings.trainer.settings))
-        difference = trainer.layout.difference(plan.layout)
-        if difference:
-            raise TransportError(f"trainer {name} has another model than the plan: {difference}")
-        self._trainer, self._plan = trainer, plan
+        own = self._settings.trainer
+        self._trainer = make_trainer(plan, own.factory, own.settings, self._factory)
+        self._plan = plan
         self._download = Download(self.transport, self._topics, plan.layout, self._cache, self._on_model)
 
     def _on_model(self, model: GlobalModel) -> None:
@@ -237,62 +243,79 @@ class Agent:
         self._do(session.ModelSeen(epoch=model.epoch, version=model.version))
 
     def _take_receipt(self, payload: bytes) -> None:
-        receipt = wire.unpack_receipt(payload)
-        if receipt.notice is not None:
-            log.warning("the aggregator dropped a message of ours: %s", receipt.notice)
-        if receipt.epoch != self._outbox.epoch:
-            return  # of this device's former life
-        settled = [seq for seq in self._outbox.pending() if receipt.is_settled(seq)]
-        for seq in settled:
-            refusal = receipt.refusal(seq)
-            if refusal is None:
-                self._outbox.forget(seq)
-            else:
-                log.warning("update %d was refused: %s", seq, refusal)
-                self._give_up(seq)
-            self._note("settled", seq=seq, refusal=str(refusal.reason) if refusal else "")
-        if settled:
-            self._do(session.Settled(seqs=tuple(settled)))
+        self._receipt = wire.unpack_receipt(payload)
+        if self._receipt.notice is not None:
+            log.warning("the aggregator dropped a message of ours: %s", self._receipt.notice)
+        self._settle()
 
-    def _give_up(self, seq: int) -> None:
-        """Drop a refused update; what it carried returns to the residual, if that is of the same layout."""
-        update = wire.unpack_update(self._outbox.get(seq).message)
-        residual = self._outbox.residual(update.fingerprint)
-        if self._plan is None or self._plan.layout.fingerprint != update.fingerprint or residual is None:
-            log.warning("update %d belongs to another model; what it carried is dropped", seq)
-            self._outbox.forget(seq)
+    def _settle(self) -> None:
+        """Let go of what the newest receipt settles, as far as the disk allows."""
+        receipt, layout = self._receipt, self._layout
+        if receipt is None or layout is None:
+            return  # without a plan nobody knows where a refused update's content belongs
+        settled = []
+        try:
+            if receipt.epoch == self._outbox.epoch:  # not of this device's former life
+                for seq in filter(receipt.is_settled, self._outbox.pending()):
+                    refusal = receipt.refusal(seq)
+                    if refusal is None:
+                        self._outbox.forget(seq)
+                    else:
+                        take_back(self._outbox, seq, refusal, layout)
+                    settled.append(seq)
+                    self._note("settled", seq=seq, refusal=str(refusal.reason) if refusal else "")
+            self._receipt = None
+        except StoreError as error:
+            log.error("%s The receipt is kept until the outbox can be written; trying again.", error)
+            self._retry_at = self._clock() + DISK_RETRY_SECONDS
+        if settled:
+            self._do(session.Settled(seqs=tuple(settled), is_full=self._outbox.is_full))
+
+    def _retry(self) -> None:
+        """Do what the disk refused, once it has been left alone for a while."""
+        if self._clock() < self._retry_at:
             return
-        returned = give_back(self._plan.layout, pipeline_from_wire, update.codec, update.payload, residual)
-        self._outbox.give_up(seq, residual=returned, fingerprint=update.fingerprint)
+        self._retry_at = math.inf
+        if self._unsaved is not None:
+            self._save(self._unsaved)
+        self._settle()
 
     def _do(self, event: session.Event) -> None:
         self._carry_out(self._session.handle(event, self._clock()))
 
     def _carry_out(self, effects: list[session.Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case session.Pull():
-                    if self._download is not None:
-                        self._download.start()
-                case session.StopPulling():
-                    if self._download is not None:
-                        self._download.stop()
-                case session.Train():
-                    self._train()
-                case session.Send(seq=seq):
-                    self._send(seq)
+        waiting = deque(effects)
+        while waiting:
+            event = self._act(waiting.popleft())
+            if event is not None:
+                waiting += self._session.handle(event, self._clock())
 
-    def _train(self) -> None:
+    def _act(self, effect: session.Effect) -> session.Event | None:
+        match effect:
+            case session.Pull():
+                if self._download is not None:
+                    self._download.start()
+                return None
+            case session.StopPulling():
+                if self._download is not None:
+                    self._download.stop()
+                return None
+            case session.Train():
+                return self._train()
+            case session.Send(seq=seq):
+                return self._upload.send(seq)
+
+    def _train(self) -> session.TrainingFailed | None:
         model, plan, trainer = self._model, self._plan, self._trainer
         if model is None or plan is None or trainer is None:
-            self._do(session.TrainingFailed())
-            return
+            return session.TrainingFailed()
         seed = zlib.crc32(f"{self._settings.trainer.seed}/{self._client}/{self._outbox.next_seq}".encode())
         task = Task(local_epochs=plan.local_epochs, settings=dict(plan.trainer_settings), seed=seed)
         self._thread = threading.Thread(
             target=self._train_in_thread, args=(model, trainer, task), name="training", daemon=True
         )
         self._thread.start()
+        return None
 
     def _train_in_thread(self, model: GlobalModel, trainer: Trainer, task: Task) -> None:
         try:
@@ -300,14 +323,12 @@ class Agent:
             if self._settings.trainer.pause:
                 self._stopping.wait(self._settings.trainer.pause * task.local_epochs)
             finished = _Finished(model=model, result=result)
-        except Exception as error:  # noqa: BLE001 - whatever the user's trainer raises must not end the agent
+        except BaseException as error:  # noqa: BLE001 - whatever the user's trainer raises, the agent goes on
             finished = _Finished(model=model, error=error)
         self._finished.put(finished)
         self.transport.wake()
 
     def _take_result(self) -> None:
-        if self._unsaved is not None and self._clock() >= self._retry_at:
-            self._save(self._unsaved)
         if self._finished.empty():
             return
         finished = self._finished.get()
@@ -319,108 +340,29 @@ class Agent:
 
     def _save(self, finished: _Finished) -> None:
         """Put an update into the outbox, or keep it in memory until the disk takes it."""
-        plan, result = self._plan, finished.result
-        if plan is None or result is None or plan.layout.fingerprint != finished.model.layout.fingerprint:
-            self._unsaved = None
+        self._unsaved = None
+        plan, model, result = self._plan, finished.model, finished.result
+        if plan is None or result is None or plan.layout.fingerprint != model.layout.fingerprint:
             log.warning("the plan changed during training; the result is thrown away")
             self._do(session.TrainingFailed())
             return
         try:
-            seq = self._put(plan, finished.model, result)
-        except CodecError as error:
-            self._unsaved = None
-            log.error("training diverged; the result is thrown away: %s", error)
+            seq = put_update(self._outbox, self._client, plan, model, result)
+        except (CodecError, TrainerError) as error:
+            log.error("the training's result cannot be used and is thrown away: %s", error)
             self._do(session.TrainingFailed())
         except StoreError as error:
             log.error("%s The update is kept in memory until it can be written; trying again.", error)
-            self._unsaved, self._retry_at = finished, self._clock() + _DISK_RETRY_SECONDS
+            self._unsaved, self._retry_at = finished, self._clock() + DISK_RETRY_SECONDS
         else:
-            self._unsaved = None
-            self._note("trained", seq=seq, version=finished.model.version, **dict(result.metrics))
-            self._do(session.Trained(seq=seq))
+            self._note("trained", **plain_metrics(result.metrics), seq=seq, version=model.version)
+            self._do(session.Trained(seq=seq, is_full=self._outbox.is_full))
 
-    def _put(self, plan: Plan, model: GlobalModel, result: TrainResult) -> int:
-        layout, outbox = plan.layout, self._outbox
-        pipeline: Pipeline = parse_pipeline(plan.codec)
-        delta: ParamVector = result.vector - model.vector
-        residual = outbox.residual(layout.fingerprint)
-        encoded = encode_with_feedback(layout, pipeline, delta, residual)
-        seq = outbox.next_seq
-        update = ModelUpdate(
-            id=UpdateId(client=self._client, epoch=outbox.epoch, seq=seq),
-            floor=outbox.floor,
-            model_epoch=model.epoch,
-            base_version=model.version,
-            fingerprint=layout.fingerprint,
-            num_examples=result.num_examples,
-            local_steps=result.local_steps,
-            codec=plan.codec,
-            payload=encoded.payload,
-            metrics=tuple((name, float(value)) for name, value in result.metrics.items()),
-        )
-        message = wire.pack_update(update)
-        if len(message) > plan.max_update_bytes:
-            raise CodecError(
-                f"codec {plan.codec} makes an update of {len(message)} bytes, the plan allows {plan.max_update_bytes}"
-            )
-        return outbox.put(
-            message, residual=encoded.residual, fingerprint=layout.fingerprint, created=time.time()
-        )
-
-    def _send(self, seq: int) -> None:
-        if seq not in self._outbox or self._plan is None:
-            self._do(session.NotTaken(seq=seq))
-            return
-        message = self._outbox.get(seq).message
-        topic = self._topics.update(self._settings.shard, self._client)
-        packets = [message]
-        if len(message) > self._plan.chunk_bytes:
-            packets = self._chunks(seq, message, self._plan.chunk_bytes)
-        tokens = [self._publish(topic, packet) for packet in packets]
-        for token in tokens:
-            if token is not None:
-                self._sending[token] = seq
-        if None in tokens:
-            self._forget_tokens(seq)
-            self._do(session.NotTaken(seq=seq))
-
-    def _chunks(self, seq: int, message: bytes, chunk_bytes: int) -> list[bytes]:
-        pieces = split(message, max(chunk_bytes - _CHUNK_HEADER_BYTES, 1))
-        update_id = UpdateId(client=self._client, epoch=self._outbox.epoch, seq=seq)
-        return [
-            wire.pack_chunk(
-                Chunk(
-                    id=update_id,
-                    index=index,
-                    count=len(pieces),
-                    size=len(message),
-                    digest=checksum(message),
-                    data=piece,
-                )
-            )
-            for index, piece in enumerate(pieces)
-        ]
-
-    def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> PublishToken | None:
+    def _announce(self, state: PresenceState) -> None:
         try:
-            return self.transport.publish(topic, payload, retain=retain)
+            self.transport.publish(self._topics.client(self._client), self._presence(state), retain=True)
         except TransportError as error:
-            log.error("not published to %s: %s", topic, error)
-            return None
-
-    def _outcome(self, token: PublishToken, refusal: str | None) -> None:
-        seq = self._sending.pop(token, None)
-        if seq is None:
-            return
-        if refusal is not None:
-            log.warning("the broker did not take update %d: %s", seq, refusal)
-            self._forget_tokens(seq)
-            self._do(session.NotTaken(seq=seq))
-        elif seq not in self._sending.values():
-            self._do(session.Taken(seq=seq))
-
-    def _forget_tokens(self, seq: int) -> None:
-        self._sending = {token: other for token, other in self._sending.items() if other != seq}
+            log.error("this device's presence was not published: %s", error)
 
     def _presence(self, state: PresenceState) -> bytes:
         presence = Presence(

@@ -62,9 +62,7 @@ def encode_with_feedback(
     return Encoded(payload=payload, residual=kept)
 
 
-def give_back(
-    layout: ParamLayout, pipeline: Pipeline, payload: bytes, residual: ParamVector
-) -> ParamVector:
+def give_back(layout: ParamLayout, pipeline: Pipeline, payload: bytes, residual: ParamVector) -> ParamVector:
     """The residual after an update was refused: what it sent returns.
 
     Args:

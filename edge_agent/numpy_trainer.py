@@ -67,22 +67,23 @@ class MlpTrainer:
         w2, b2 = tensors["output.weight"], tensors["output.bias"]
         images, labels = self._train.images, self._train.labels
         steps, loss = 0, 0.0
-        for _ in range(task.local_epochs):
-            order = rng.permutation(len(labels))
-            for start in range(0, len(order), batch):
-                if should_stop():
-                    raise TrainingStoppedError
-                chosen = order[start : start + batch]
-                x, y = images[chosen], labels[chosen]
-                hidden = np.maximum(x @ w1.T + b1, 0)
-                error, step_loss = _softmax_error(hidden @ w2.T + b2, y)
-                back = (error @ w2) * (hidden > 0)
-                w2 -= rate * (error.T @ hidden)
-                b2 -= rate * error.sum(axis=0)
-                w1 -= rate * (back.T @ x)
-                b1 -= rate * back.sum(axis=0)
-                steps += 1
-                loss += step_loss
+        with np.errstate(all="ignore"):  # what diverges is seen by the encoder, which says so
+            for _ in range(task.local_epochs):
+                order = rng.permutation(len(labels))
+                for start in range(0, len(order), batch):
+                    if should_stop():
+                        raise TrainingStoppedError
+                    chosen = order[start : start + batch]
+                    x, y = images[chosen], labels[chosen]
+                    hidden = np.maximum(x @ w1.T + b1, 0)
+                    error, step_loss = _softmax_error(hidden @ w2.T + b2, y)
+                    back = (error @ w2) * (hidden > 0)
+                    w2 -= rate * (error.T @ hidden)
+                    b2 -= rate * error.sum(axis=0)
+                    w1 -= rate * (back.T @ x)
+                    b1 -= rate * back.sum(axis=0)
+                    steps += 1
+                    loss += step_loss
         return TrainResult(
             vector=vector,
             num_examples=len(labels),
@@ -96,9 +97,10 @@ class MlpTrainer:
         x, y = self._test.images, self._test.labels
         if not len(y):
             return {"examples": 0.0}
-        hidden = np.maximum(x @ tensors["hidden.weight"].T + tensors["hidden.bias"], 0)
-        scores = hidden @ tensors["output.weight"].T + tensors["output.bias"]
-        _, loss = _softmax_error(scores, y)
+        with np.errstate(all="ignore"):  # a model that diverged has a loss of NaN
+            hidden = np.maximum(x @ tensors["hidden.weight"].T + tensors["hidden.bias"], 0)
+            scores = hidden @ tensors["output.weight"].T + tensors["output.bias"]
+            _, loss = _softmax_error(scores, y)
         accuracy = float((scores.argmax(axis=1) == y).mean())
         return {"accuracy": accuracy, "loss": loss, "examples": float(len(y))}
 

@@ -68,9 +68,14 @@ class TrainResult:
     def __post_init__(self) -> None:
         vector = self.vector
         if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
-            kind = f"{vector.dtype} of shape {vector.shape}" if isinstance(vector, np.ndarray) else type(vector)
+            kind = (
+                f"{vector.dtype} of shape {vector.shape}" if isinstance(vector, np.ndarray) else type(vector)
+            )
             raise TrainerError(f"the trained vector must be float32 in one dimension, not {kind}")
-        for name, value, low in (("num_examples", self.num_examples, 1), ("local_steps", self.local_steps, 0)):
+        for name, value, low in (
+            ("num_examples", self.num_examples, 1),
+            ("local_steps", self.local_steps, 0),
+        ):
             if not isinstance(value, int | np.integer) or not low <= value <= MAX_INTEGER:
                 raise TrainerError(f"{name} = {value!r}: a whole number, at least {low}, is allowed")
         if len(self.metrics) > MAX_METRICS:
@@ -157,7 +162,9 @@ def installed_factory(name: str) -> TrainerFactory:
     if name not in group.names:
         known = ", ".join(sorted(group.names))
         raise SettingError(
-            "trainer.factory", name, f"one of {known}, or in this device's own settings package.module:function"
+            "trainer.factory",
+            name,
+            f"one of {known}, or in this device's own settings package.module:function",
         )
     try:
         factory: object = group[name].load()

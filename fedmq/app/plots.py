@@ -22,17 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from .report import (
-    AGENT_STATES,
-    AgentState,
-    AggregatorState,
-    Evaluation,
-    Line,
-    Report,
-    RunLog,
-    compare,
-    summary_lines,
-)
+from .report import Line, Report, compare, summary_lines
+from .runlog import AGENT_STATES, AgentState, AggregatorState, Evaluation, RunLog
 
 _INK, _GRID = "#1f2329", "#d4d8dd"
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0088cc", "#e08a00", "#00996e", "#d55e00", "#8a9099"

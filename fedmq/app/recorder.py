@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from .runlog import LOG_NAME
+
 _SHOWN_STATES: Final = {"idle": "waiting"}
 
 
@@ -84,7 +86,7 @@ class Recorder:
 
     def __init__(self, folder: Path, started: float) -> None:
         self._events, self._started = folder / "events", started
-        self._metrics = (folder / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
+        self._metrics = (folder / LOG_NAME).open("w", encoding="utf-8", buffering=1)
         self._offsets: dict[Path, int] = {}
         self.view = RunView()
 

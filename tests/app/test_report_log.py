@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmq.app.report import (
+from fedmq.app.runlog import (
     AgentState,
     AggregatorState,
     Evaluation,

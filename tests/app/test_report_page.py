@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from fedmq.app.plots import draw, render_page
-from fedmq.app.report import RunFacts, build_report, read_log, write_report
+from fedmq.app.report import RunFacts, build_report, write_report
+from fedmq.app.runlog import read_log
 
 PICTURES = ("accuracy_over_time", "accuracy_over_bytes", "staleness", "agents")
 VOID = {"meta", "link", "br", "img", "hr", "input"}
