@@ -1,20 +1,17 @@
 """The agent: the shell around `EdgeSession`, with the clock, the disk, the socket and the training thread.
 
-The main thread owns everything but the training itself: it takes events from the transport, asks the session what
-to do, and does it. Training runs in a thread of its own, so that receipts are taken and updates sent again while it
-lasts; its result comes back through a queue.
+One thread owns everything but the training itself (see `training`): it takes events from the transport, asks the
+session what to do, and does it. No peer, trainer or disk ends it: what a peer sends wrong is ignored, what a trainer
+does wrong is rested on, and what the disk refuses waits in memory until the disk takes it.
 """
 
 import logging
 import math
-import queue
 import secrets
-import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 from fedmq import __version__, wire
@@ -48,11 +45,11 @@ from .trainer import (
     Trainer,
     TrainerError,
     TrainerFactory,
-    TrainingStoppedError,
     TrainResult,
     make_trainer,
     plain_metrics,
 )
+from .training import Training
 from .update import put_update, take_back
 from .upload import Upload
 
@@ -60,15 +57,6 @@ log = logging.getLogger(__name__)
 
 #: After how long a disk that refused a write is tried again.
 DISK_RETRY_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Finished:
-    """What the training thread brings back."""
-
-    model: GlobalModel
-    result: TrainResult | None = None
-    error: BaseException | None = field(default=None)
 
 
 class Agent:
@@ -109,17 +97,17 @@ class Agent:
         self._layout: ParamLayout | None = None
         self._trainer: Trainer | None = None
         self._model: GlobalModel | None = None
-        self._finished: queue.SimpleQueue[_Finished] = queue.SimpleQueue()
-        # What waits: for the disk, or a receipt for the plan.
-        self._unsaved: _Finished | None = None
+        self._training = Training(self.transport.wake, settings.trainer.pause)
+        # What the disk did not take yet: a result and its base, a receipt (which may also wait for a plan).
+        self._unsaved: tuple[TrainResult, GlobalModel] | None = None
         self._receipt: Receipt | None = None
         self._retry_at = math.inf
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._stopping = False
 
     def stop(self) -> None:
         """Let `run` end soon. The one method that other threads and signals may call."""
-        self._stopping.set()
+        self._stopping = True
+        self._training.stop()
         self.transport.wake()
 
     def run(self) -> None:
@@ -127,13 +115,12 @@ class Agent:
         self.transport.start()
         self._note_state()
         try:
-            while not self._stopping.is_set():
+            while not self._stopping:
                 self.turn()
             self._announce(PresenceState.OFFLINE)
         finally:
-            self._stopping.set()
-            if self._thread is not None:
-                self._thread.join()
+            self._training.stop()
+            self._training.join()
             self.transport.close()
             self._outbox.close()
             if self._unsaved is not None:
@@ -173,7 +160,7 @@ class Agent:
 
     def _patience(self) -> float:
         """Seconds until something is due although nothing happens."""
-        if not self._finished.empty():
+        if self._training.has_finished:
             return 0.0
         ticks = self._session.next_tick()
         due = self._retry_at if ticks is None else min(self._retry_at, ticks)
@@ -181,11 +168,7 @@ class Agent:
 
     def _greet(self) -> None:
         topics = self._topics
-        for topic in (
-            topics.plan,
-            topics.receipt(self._client),
-            topics.aggregator(self._settings.shard),
-        ):
+        for topic in (topics.plan, topics.receipt(self._client), topics.aggregator(self._settings.shard)):
             self.transport.subscribe(topic)
         self._announce(PresenceState.ONLINE)
         self._do(session.Linked())
@@ -277,7 +260,7 @@ class Agent:
             return
         self._retry_at = math.inf
         if self._unsaved is not None:
-            self._save(self._unsaved)
+            self._save(*self._unsaved)
         self._settle()
 
     def _do(self, event: session.Event) -> None:
@@ -311,38 +294,23 @@ class Agent:
             return session.TrainingFailed()
         seed = zlib.crc32(f"{self._settings.trainer.seed}/{self._client}/{self._outbox.next_seq}".encode())
         task = Task(local_epochs=plan.local_epochs, settings=dict(plan.trainer_settings), seed=seed)
-        self._thread = threading.Thread(
-            target=self._train_in_thread, args=(model, trainer, task), name="training", daemon=True
-        )
-        self._thread.start()
+        self._training.start(model, trainer, task)
         return None
 
-    def _train_in_thread(self, model: GlobalModel, trainer: Trainer, task: Task) -> None:
-        try:
-            result = trainer.train(model.vector, task, self._stopping.is_set)
-            if self._settings.trainer.pause:
-                self._stopping.wait(self._settings.trainer.pause * task.local_epochs)
-            finished = _Finished(model=model, result=result)
-        except BaseException as error:  # noqa: BLE001 - whatever the user's trainer raises, the agent goes on
-            finished = _Finished(model=model, error=error)
-        self._finished.put(finished)
-        self.transport.wake()
-
     def _take_result(self) -> None:
-        if self._finished.empty():
+        finished = self._training.take()
+        if finished is None:
             return
-        finished = self._finished.get()
-        if finished.error is None:
-            self._save(finished)
-        elif not isinstance(finished.error, TrainingStoppedError):
-            log.error("training failed; trying again later", exc_info=finished.error)
+        if isinstance(finished.outcome, TrainResult):
+            self._save(finished.outcome, finished.model)
+        elif not self._stopping:
+            log.error("training failed; trying again later", exc_info=finished.outcome)
             self._do(session.TrainingFailed())
 
-    def _save(self, finished: _Finished) -> None:
+    def _save(self, result: TrainResult, model: GlobalModel) -> None:
         """Put an update into the outbox, or keep it in memory until the disk takes it."""
-        self._unsaved = None
-        plan, model, result = self._plan, finished.model, finished.result
-        if plan is None or result is None or plan.layout.fingerprint != model.layout.fingerprint:
+        self._unsaved, plan = None, self._plan
+        if plan is None or plan.layout.fingerprint != model.layout.fingerprint:
             log.warning("the plan changed during training; the result is thrown away")
             self._do(session.TrainingFailed())
             return
@@ -353,7 +321,7 @@ class Agent:
             self._do(session.TrainingFailed())
         except StoreError as error:
             log.error("%s The update is kept in memory until it can be written; trying again.", error)
-            self._unsaved, self._retry_at = finished, self._clock() + DISK_RETRY_SECONDS
+            self._unsaved, self._retry_at = (result, model), self._clock() + DISK_RETRY_SECONDS
         else:
             self._note("trained", **plain_metrics(result.metrics), seq=seq, version=model.version)
             self._do(session.Trained(seq=seq, is_full=self._outbox.is_full))

@@ -102,16 +102,18 @@ class Evaluator:
             self._download.take(delivery)
 
     def _adopt(self, payload: bytes) -> None:
-        if self._download is not None:
-            self._download.stop()
-        self._download = self._model = None
         try:
             plan = wire.unpack_plan(payload)
-            own = self._settings.trainer
-            trainer = make_trainer(plan, own.factory, own.settings, self._factory)
         except WireError as error:
             log.warning("ignored a plan: %s", error)
             return
+        if self._download is not None:
+            self._download.stop()
+        self._download = self._model = None
+        self._plan_message = b""
+        own = self._settings.trainer
+        try:
+            trainer = make_trainer(plan, own.factory, own.settings, self._factory)
         except FedmqError as error:
             log.error("this evaluator cannot satisfy the plan: %s", error)
             return

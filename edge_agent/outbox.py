@@ -58,10 +58,15 @@ class Outbox:
             path, tables=_TABLES, application_id=_APPLICATION_ID, schema=SCHEMA, purpose="agent's outbox"
         )
         self._db = self._file.connection
-        self._sizes: dict[int, int] = {}
         try:
             with self._file.explained("read"):
-                self._load()
+                with self._file.transaction():
+                    self._insert_if_new("epoch", secrets.randbits(62) + 1)
+                    self._insert_if_new("next", 1)
+                self.epoch = self._number("epoch")
+                self._next = self._number("next")
+                rows = self._db.execute("SELECT seq, length(message) FROM outbox ORDER BY seq")
+                self._sizes: dict[int, int] = dict(rows.fetchall())
         except BaseException:
             self.close()  # lets another attempt have the file
             raise
@@ -152,15 +157,6 @@ class Outbox:
     def close(self) -> None:
         """Close the file and let others have it. Idempotent."""
         self._file.close()
-
-    def _load(self) -> None:
-        with self._file.transaction():
-            self._insert_if_new("epoch", secrets.randbits(62) + 1)
-            self._insert_if_new("next", 1)
-        self.epoch = self._number("epoch")
-        self._next = self._number("next")
-        rows = self._db.execute("SELECT seq, length(message) FROM outbox ORDER BY seq")
-        self._sizes.update(rows.fetchall())
 
     def _number(self, key: str) -> int:
         return int(self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()[0])

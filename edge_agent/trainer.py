@@ -4,7 +4,7 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -66,26 +66,24 @@ class TrainResult:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        vector = self.vector
-        if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
-            kind = (
-                f"{vector.dtype} of shape {vector.shape}" if isinstance(vector, np.ndarray) else type(vector)
-            )
-            raise TrainerError(f"the trained vector must be float32 in one dimension, not {kind}")
-        for name, value, low in (
-            ("num_examples", self.num_examples, 1),
-            ("local_steps", self.local_steps, 0),
-        ):
-            if not isinstance(value, int | np.integer) or not low <= value <= MAX_INTEGER:
-                raise TrainerError(f"{name} = {value!r}: a whole number, at least {low}, is allowed")
-        if len(self.metrics) > MAX_METRICS:
-            raise TrainerError(f"{len(self.metrics)} metrics: at most {MAX_METRICS} are allowed")
-        for name, value in self.metrics.items():
-            if not isinstance(name, str) or len(name) > _MAX_METRIC_NAME or not _is_number(value):
-                raise TrainerError(
-                    f"metric {name!r} = {value!r}: a number, with a name of at most {_MAX_METRIC_NAME} characters, "
-                    "is allowed"
-                )
+        if error := _fault(self.vector, self.num_examples, self.local_steps, self.metrics):
+            raise TrainerError(error)
+
+
+def _fault(vector: object, num_examples: object, local_steps: object, metrics: Mapping[Any, object]) -> str:
+    """What is wrong with a result; the trainer is the user's code, and its types a hope."""
+    if not isinstance(vector, np.ndarray) or vector.dtype != np.float32 or vector.ndim != 1:
+        found = f"{vector.dtype}{vector.shape}" if isinstance(vector, np.ndarray) else type(vector).__name__
+        return f"the trained vector must be a numpy array of float32 in one dimension, not {found}"
+    for name, count, low in (("num_examples", num_examples, 1), ("local_steps", local_steps, 0)):
+        if not isinstance(count, int | np.integer) or not low <= count <= MAX_INTEGER:
+            return f"{name} = {count!r}: a whole number, at least {low}, is allowed"
+    if len(metrics) > MAX_METRICS:
+        return f"{len(metrics)} metrics: at most {MAX_METRICS} are allowed"
+    for key, value in metrics.items():
+        if not isinstance(key, str) or len(key) > _MAX_METRIC_NAME or not _is_number(value):
+            return f"metric {key!r} = {value!r}: a number with a name of at most {_MAX_METRIC_NAME} letters"
+    return ""
 
 
 def _is_number(value: object) -> bool:
@@ -93,7 +91,7 @@ def _is_number(value: object) -> bool:
         float(value)  # type: ignore[arg-type]  # numpy's and torch's scalars are numbers, too
     except (TypeError, ValueError, OverflowError):
         return False
-    return True
+    return not isinstance(value, str)
 
 
 def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

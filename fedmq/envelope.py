@@ -9,7 +9,7 @@ add a field with a default; a schema number other than ours is refused.
 
 Law 7: reading any bytes returns or raises `WireError`, nothing else, and n bytes allocate at most
 
-    ALLOCATED_PER_BYTE · n + ALLOCATED_PER_VALUE · v
+    ALLOCATED_PER_BYTE · n + ALLOCATED_PER_VALUE · v + ALLOCATED_ALWAYS
 
 where v, the values that the message announces, has a bound of its own. msgpack would allocate a list of the announced
 length before its entries are there, one within the other a thousand deep: 3 kB became 80 MB. So the values are
@@ -32,10 +32,12 @@ MAX_INTEGER: Final = 2**63 - 1
 MAX_DETAIL: Final = 200
 #: Values in one message, but for a plan's: a receipt with its lists full holds 1,298.
 MAX_VALUES: Final = 2048
-#: A text in which the last character needs four bytes is copied twice on its way to a str.
+#: The most is a text that widens on its way to a str, from one byte a character to two and to four: 6.
 ALLOCATED_PER_BYTE: Final = 8
-#: The most is a map of one entry that `fedmq.wire` has made a value of.
-ALLOCATED_PER_VALUE: Final = 512
+#: The most is a map of one entry, three values in 255 bytes.
+ALLOCATED_PER_VALUE: Final = 128
+#: The exception and its message.
+ALLOCATED_ALWAYS: Final = 4096
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from rich.filesize import decimal as human_bytes
 from rich.markup import escape
 from rich.table import Table
 
-from .runlog import Evaluation, Fold, Publish, Refusal, RunLog, read_log
+from .runlog import LOG_NAME, Evaluation, Fold, Publish, Refusal, RunLog, read_log
 
 Setting: TypeAlias = str | int | float | bool
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None

@@ -215,6 +215,25 @@ def test_a_commit_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [record(4), record(5)] == read_back(tmp_path / "log")
 
 
+def test_a_frame_whose_sync_failed_does_not_come_back(tmp_path, monkeypatch):
+    """Its publishes were refused, so a restart must not bring them."""
+    log = open_log(tmp_path / "log")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    log.append(record(1), sync=True)
+    log.commit()
+    log.append(record(2), sync=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(LogUnavailableError, match="input/output error"):
+            log.commit()
+    log.close()
+
+    assert [record(1)] == read_back(tmp_path / "log")
+
+
 def test_a_record_that_makes_no_sense_is_damage(tmp_path):
     """Whole frames with other contents are refused, not guessed at."""
     with pytest.raises(ValueError, match="cut short"):
