@@ -102,6 +102,8 @@ def run_demo(settings: DemoSettings, cohort_settings: CohortSettings, console: C
             recorder.close()
             if settings.broker not in ("embedded", "mosquitto"):
                 sweep(ConnectionSettings(host=host, port=port), federation)
+    if interrupted and not cohort.store.exists():
+        raise KeyboardInterrupt  # before anything was learned: there is nothing to report
     export_store(cohort.store, folder / "model.safetensors")
     report = _report(folder, settings, cohort_settings, cohort, dataset.description, target)
     _point_latest(settings.runs, folder)

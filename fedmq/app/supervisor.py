@@ -15,7 +15,8 @@ from typing import IO, Final
 from .roles import FOLLOW_PARENT
 
 _STOP_SECONDS: Final = 5.0
-#: A child that is to be restarted but dies again sooner than this is given up.
+#: A child that dies this often in a row, each time sooner than so many seconds, is given up.
+_QUICK_DEATHS: Final = 5
 _QUICK_SECONDS: Final = 2.0
 
 
@@ -35,7 +36,7 @@ class Child:
     ) -> None:
         self.name, self._arguments, self._log, self._restart = name, list(arguments), log, restart
         self._capture = capture
-        self.restarts = 0
+        self._quick_deaths = 0
         self._start()
 
     def _start(self) -> None:
@@ -68,8 +69,9 @@ class Child:
             return None
         tail = self.last_words()
         self._close_pipes()
-        if self._restart and status < 0 and time.monotonic() - self._started > _QUICK_SECONDS:
-            self.restarts += 1
+        is_quick = time.monotonic() - self._started < _QUICK_SECONDS
+        self._quick_deaths = self._quick_deaths + 1 if is_quick else 0
+        if self._restart and status < 0 and self._quick_deaths < _QUICK_DEATHS:
             self._start()
             return f"{self.name} was killed by signal {-status}; started again as process {self.process.pid}"
         self._restart = False

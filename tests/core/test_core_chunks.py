@@ -1,6 +1,7 @@
 """Splitting and reassembling: any order, nothing trusted, and memory that comes back."""
 
 import tracemalloc
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -56,7 +57,7 @@ def test_the_pieces_of_a_split_are_the_whole(data: bytes, chunk_bytes: int) -> N
     st.randoms(use_true_random=False),
 )
 def test_messages_arrive_whole_whatever_the_order_and_the_duplicates(
-    wholes: list[bytes], chunk_bytes: int, random: st.random.Random
+    wholes: list[bytes], chunk_bytes: int, random: Random
 ) -> None:
     """Several messages, their pieces shuffled together, some of them twice before the message is whole."""
     target = reassembler(max_total=1_000_000)

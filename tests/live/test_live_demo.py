@@ -140,7 +140,6 @@ def test_a_killed_aggregator_goes_on_where_it_was(tmp_path: Path, images: Path, 
             wait_for(lambda goal=goal: folds(tmp_path) >= goal, process, tmp_path)
             pid = aggregator_of(tmp_path)
             assert pid is not None
-            time.sleep(2.1)
             os.kill(pid, signal.SIGKILL)
             wait_for(lambda pid=pid: aggregator_of(tmp_path) not in (None, pid), process, tmp_path)
         status = process.wait(SECONDS)
