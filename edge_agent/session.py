@@ -253,7 +253,7 @@ class EdgeSession:
                 if self.state is State.PULLING:
                     self._timer = now + PULL_SECONDS
             case ModelSeen(epoch=epoch, version=version):
-                if True:  # what was still on its way when the pull ended is not what we train on
+                if self.listening:  # what was still on its way when the pull ended is not what we train on
                     self._model = epoch, version
                     known = self._once_per_version and self._model == self._trained_on
                     signal = Signal.KNOWN if known else Signal.MODEL
@@ -266,7 +266,7 @@ class EdgeSession:
                 signal = Signal.FAILED
             case Taken(seq=seq):
                 if seq in self._due:
-                    self._due[seq] = now + self._resend_seconds
+                    pass
             case NotTaken(seq=seq):
                 if seq in self._due:
                     times = self._refusals[seq] = self._refusals.get(seq, 0) + 1

@@ -127,7 +127,7 @@ def make_cohort(
     model = folder / "initial.safetensors"
     save_model(model, trainer.layout, trainer.initial())
 
-    broker = {"host": host, "port": port, "reconnect_min": 0.2, "reconnect_max": 2.0}
+    broker: dict[str, Value] = {"host": host, "port": port, "reconnect_min": 0.2, "reconnect_max": 2.0}
     common: dict[str, Value] = {"federation": federation, "broker": broker}
     cohort = Cohort(folder=folder, federation=federation, clients=clients, parts=parts, layout=trainer.layout)
     write_toml(cohort.aggregator, {**common, **_aggregator(folder, model, cohort.store, plan, settings)})

@@ -5,7 +5,7 @@ makes them threads of this process instead, for a debugger. The run ends when th
 time is up, or on Ctrl-C, and always with a report of what there was.
 """
 
-import signal
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from rich.console import Console
@@ -29,6 +28,7 @@ from fedmq.settings import load
 
 from .cohort import Cohort, CohortSettings, make_cohort
 from .datasets import load_dataset
+from .interruption import Interruption
 from .live import Display
 from .partition import partition_picture
 from .recorder import Recorder
@@ -85,6 +85,7 @@ def run_demo(settings: DemoSettings, cohort_settings: CohortSettings, console: C
     folder = _new_folder(settings.runs)
     interrupted = False
     with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
         host, port = stack.enter_context(_broker(settings, folder))
         federation = f"demo-{folder.name}"
         cohort = make_cohort(folder, federation, dataset, cohort_settings, host, port)
@@ -93,9 +94,9 @@ def run_demo(settings: DemoSettings, cohort_settings: CohortSettings, console: C
         console.print()
         recorder = Recorder(folder, time.time())
         try:
-            with _interruptible(), Display(console, target, 4 * cohort.layout.size) as display:
-                runner = _run_threads if settings.in_process else _run_processes
-                runner(cohort, recorder, display, target, settings.timeout)
+            with Display(console, target, 4 * cohort.layout.size) as display:
+                run = _Run(cohort, recorder, display, interruption, target, settings.timeout)
+                (run.in_threads if settings.in_process else run.in_processes)()
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -115,76 +116,101 @@ def run_demo(settings: DemoSettings, cohort_settings: CohortSettings, console: C
     return report
 
 
-def _run_processes(
-    cohort: Cohort, recorder: Recorder, display: Display, target: float, timeout: float
-) -> None:
-    def child(role: str, config: Path, *, restart: bool) -> Child:
-        log = cohort.folder / "logs" / f"{config.stem}.log"
-        return Child(config.stem, [role, "--config", str(config.resolve())], log, restart=restart)
+class _Run:
+    """The part of a demo in which something is learned."""
 
-    children: list[Child] = []
-    try:
-        aggregator = child("aggregator", cohort.aggregator, restart=True)
-        children.append(aggregator)
-        display.say(
-            f"The aggregator is process {aggregator.process.pid}. Kill it, or any agent: it is started again and "
-            "goes on where it was."
+    def __init__(
+        self,
+        cohort: Cohort,
+        recorder: Recorder,
+        display: Display,
+        interruption: Interruption,
+        target: float,
+        timeout: float,
+    ) -> None:
+        self._cohort, self._recorder, self._display, self._interruption = (
+            cohort,
+            recorder,
+            display,
+            interruption,
         )
-        children.extend(child("agent", cohort.agent(client), restart=True) for client in cohort.clients)
-        children.append(child("evaluator", cohort.evaluator, restart=True))
-        for _ in _until_reached(recorder, display, target, timeout):
-            for process in children:
-                news = process.check()
-                if news is None:
-                    continue
-                if not process.has_ended:
-                    display.say(news)
-                elif process.name in ("aggregator", "evaluator"):
-                    raise LocalError(f"{news} (see {cohort.folder / 'logs'})")
-                else:
-                    display.say(f"{news}; the others go on without it")
-            children = [process for process in children if not process.has_ended]
-            if len(children) <= 2:
-                raise LocalError(f"no agent is left (see {cohort.folder / 'logs'})")
-    finally:
-        stop_all(children)
+        self._target, self._timeout = target, timeout
 
+    def in_processes(self) -> None:
+        """Each role a process; who is killed is started again, who fails is not."""
+        cohort, logs = self._cohort, self._cohort.folder / "logs"
+        roles = [
+            ("aggregator", cohort.aggregator),
+            *(("agent", cohort.agent(client)) for client in cohort.clients),
+            ("evaluator", cohort.evaluator),
+        ]
+        children: list[Child] = []
+        try:
+            for role, config in roles:
+                self._interruption.check()
+                arguments = [role, "--config", str(config.resolve())]
+                children.append(Child(config.stem, arguments, logs / f"{config.stem}.log", restart=True))
+            self._display.say(
+                f"The aggregator is process {children[0].process.pid}. Kill it, or any agent: it is started again "
+                "and goes on where it was."
+            )
+            for _ in self._until_reached():
+                self._look_after(children)
+        finally:
+            stop_all(children)
 
-def _run_threads(cohort: Cohort, recorder: Recorder, display: Display, target: float, timeout: float) -> None:
-    roles: list[Role] = [make_aggregator(load(AggregatorSettings, file=cohort.aggregator))]
-    roles += [make_agent(load(AgentSettings, file=cohort.agent(client))) for client in cohort.clients]
-    roles.append(make_evaluator(load(EvaluatorSettings, file=cohort.evaluator)))
-    threads = [threading.Thread(target=role.run, name=type(role).__name__, daemon=True) for role in roles]
-    try:
+    def _look_after(self, children: list[Child]) -> None:
+        logs = self._cohort.folder / "logs"
+        for child in list(children):
+            news = child.check()
+            if news is None:
+                continue
+            if not child.has_ended:
+                self._display.say(news)
+            elif child.name in ("aggregator", "evaluator"):
+                raise LocalError(f"{news} (see {logs})")
+            else:
+                self._display.say(f"{news}; the others go on without it")
+                children.remove(child)
+        if len(children) <= 2:
+            raise LocalError(f"no agent is left (see {logs})")
+
+    def in_threads(self) -> None:
+        """Each role a thread of this process."""
+        cohort = self._cohort
+        roles: list[Role] = [make_aggregator(load(AggregatorSettings, file=cohort.aggregator))]
+        roles += [make_agent(load(AgentSettings, file=cohort.agent(client))) for client in cohort.clients]
+        roles.append(make_evaluator(load(EvaluatorSettings, file=cohort.evaluator)))
+        threads = [threading.Thread(target=role.run, name=type(role).__name__, daemon=True) for role in roles]
         for thread in threads:
             thread.start()
-        for _ in _until_reached(recorder, display, target, timeout):
+        try:
+            for _ in self._until_reached():
+                for thread in threads:
+                    if not thread.is_alive():
+                        raise LocalError(f"{thread.name} ended before its time")
+        finally:
+            for role in reversed(roles):
+                role.stop()
             for thread in threads:
-                if not thread.is_alive():
-                    raise LocalError(f"{thread.name} ended before its time")
-    finally:
-        for role in reversed(roles):
-            role.stop()
-        for thread in threads:
-            if thread.ident is not None:
                 thread.join()
 
-
-def _until_reached(recorder: Recorder, display: Display, target: float, timeout: float) -> Iterator[None]:
-    """Follow the run until an evaluation reaches the target; the clock starts at the first fold."""
-    view = recorder.view
-    deadline = time.monotonic() + 2 * timeout
-    while time.monotonic() < deadline:
-        had_folded = view.folded
-        recorder.poll()
-        if view.folded and not had_folded:
-            deadline = time.monotonic() + timeout
-        display.show(view)
-        if any(accuracy >= target for _, _, accuracy in view.accuracy):
-            display.show(view, final=True)
-            return
-        yield
-        time.sleep(_POLL_SECONDS)
+    def _until_reached(self) -> Iterator[None]:
+        """Follow the run until an evaluation reaches the target; the time starts with the first fold."""
+        view = self._recorder.view
+        deadline = time.monotonic() + 2 * self._timeout
+        while time.monotonic() < deadline:
+            self._interruption.check()
+            had_folded = view.folded
+            self._recorder.poll()
+            if view.folded and not had_folded:
+                deadline = time.monotonic() + self._timeout
+            self._display.show(view)
+            if any(accuracy >= self._target for _, _, accuracy in view.accuracy):
+                self._display.show(view, final=True)
+                return
+            yield
+            time.sleep(_POLL_SECONDS)
 
 
 @contextmanager
@@ -204,30 +230,14 @@ def _broker(settings: DemoSettings, folder: Path) -> Iterator[tuple[str, int]]:
     else:
         child = Child("broker", ["broker", "--port", "0"], folder / "broker.log", capture=True)
         try:
-            ready = child.stdout.readline().decode().strip()
+            is_ready, _, _ = select.select([child.stdout], [], [], _BROKER_SECONDS)
+            ready = child.stdout.readline().decode().strip() if is_ready else ""
             address, _, port = ready.removeprefix("ready on ").rpartition(":")
             if not port.isdigit():
                 raise LocalError(f"the broker did not start: {child.last_words()}")
             yield address, int(port)
         finally:
             stop_all([child])
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM is taken as Ctrl-C. Outside the main thread signals are not ours to handle."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _new_folder(runs: Path) -> Path:

@@ -143,15 +143,13 @@ class Recorder:
                 view.folded += 1
                 view.version = max(view.version, entry["version"])
                 view.staleness[entry["staleness"]] += 1
-                names = ("client", "seq", "base_version", "version", "staleness", "bytes")
-                self._write(t, kind, **{name: entry[name] for name in names})
+                self._copy(t, entry, "client", "seq", "base_version", "version", "staleness", "bytes")
             case "refusal":
                 view.refused[entry["reason"]] += 1
-                self._write(t, kind, **{name: entry[name] for name in ("client", "seq", "reason")})
+                self._copy(t, entry, "client", "seq", "reason")
             case "publish":
                 view.version = max(view.version, entry["version"])
-                names = ("version", "keyframe_bytes", "delta_bytes")
-                self._write(t, kind, **{name: entry[name] for name in names})
+                self._copy(t, entry, "version", "keyframe_bytes", "delta_bytes")
             case "aggregator":
                 self._write(t, kind, state=entry["state"])
             case "evaluation" if "accuracy" in entry:
@@ -166,6 +164,9 @@ class Recorder:
                     uplink_bytes=view.uplink_bytes,
                     downlink_bytes=view.downlink_bytes,
                 )
+
+    def _copy(self, t: float, entry: dict[str, Any], *names: str) -> None:
+        self._write(t, entry["kind"], **{name: entry[name] for name in names})
 
     def _write(self, t: float, kind: str, **fields: object) -> None:
         self._metrics.write(json.dumps({"t": t, "kind": kind, **fields}) + "\n")

@@ -137,10 +137,10 @@ def test_a_piece_out_of_bounds_is_refused(index: int, count: int, size: int, dat
 def test_a_whole_of_another_digest_is_refused_and_forgotten() -> None:
     """The pieces fit each other but are not what they said."""
     target, pieces = reassembler(), split(WHOLE, 250)
-    wrong = dict(count=2, size=500, digest=checksum(b"something else"), now=0)
-    target.add("a", index=0, data=pieces[0], **wrong)
+    wrong = checksum(b"something else")
+    target.add("a", index=0, count=2, size=500, digest=wrong, data=pieces[0], now=0)
     with pytest.raises(WireError, match="the whole does not match"):
-        target.add("a", index=1, data=pieces[1], **wrong)
+        target.add("a", index=1, count=2, size=500, digest=wrong, data=pieces[1], now=0)
 
     assert (0, 0) == (target.held, len(target))
 

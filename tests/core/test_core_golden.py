@@ -137,7 +137,9 @@ GOLDEN: dict[str, tuple[Kind, object]] = {
             epoch=ID.epoch,
             high_water=299,
             beyond=(301, 70_000),
-            refused=((299, Refusal(reason=Rejection.STALE, detail="51 versions old, at most 50 are allowed")),),
+            refused=(
+                (299, Refusal(reason=Rejection.STALE, detail="51 versions old, at most 50 are allowed")),
+            ),
             notice=Refusal(reason=Rejection.UNREADABLE, detail="update: the CRC does not match"),
         ),
     ),
@@ -170,7 +172,9 @@ def _read(name: str) -> bytes:
     if not path.exists() and os.environ.get("FEDMQ_GOLDEN") == "write":
         path.write_bytes(_pack(*GOLDEN[name]))
     if not path.exists():
-        pytest.fail(f"{path} is missing. Was it deleted? Restore it. Is the value new? See this module's docstring.")
+        pytest.fail(
+            f"{path} is missing. Was it deleted? Restore it. Is the value new? See this module's docstring."
+        )
     return path.read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_the_order_in_a_file_does_not_matter(segments: list[Segment]) -> None:
     ids=["name", "shape", "flat", "dtype", "buffer", "private"],
 )
 def test_every_property_of_a_shared_segment_changes_the_fingerprint(
-    change: dict[str, str], difference: str
+    change: dict[str, Any], difference: str
 ) -> None:
     """And the difference is put in words."""
     other = ParamLayout((replace(SEGMENTS[0], **change), *SEGMENTS[1:]))
@@ -180,10 +181,10 @@ def test_what_is_no_model_is_refused(segments: tuple[Segment, ...], message: str
         ({"shape": (-1,)}, "sides ≥ 0"),
     ],
 )
-def test_what_is_no_tensor_is_refused(fields: dict[str, str], message: str) -> None:
+def test_what_is_no_tensor_is_refused(fields: dict[str, Any], message: str) -> None:
     """Each with its name and what would be allowed."""
     with pytest.raises(LayoutError, match=message):
-        Segment(**{"name": "w", "shape": (1,), **fields})  # type: ignore[arg-type]
+        Segment(**{"name": "w", "shape": (1,), **fields})
 
 
 def test_rows_are_the_layout() -> None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
 from fedmq.aggregator.settings import AggregatorSettings
 from fedmq.edge_agent.settings import AgentSettings, EvaluatorSettings
+
 from fedmq.errors import SettingError
 from fedmq.settings import Table, leaves, load, setting
 
@@ -103,9 +103,15 @@ def test_a_relative_path_in_a_file_is_relative_to_the_file(tmp_path: Path) -> No
 
 
 WRONG: list[tuple[dict[str, object], str]] = [
-    (flags(engine__cylinders=0), "engine.cylinders = 0 cannot be used: a whole number from 1 to 12 is allowed"),
+    (
+        flags(engine__cylinders=0),
+        "engine.cylinders = 0 cannot be used: a whole number from 1 to 12 is allowed",
+    ),
     (flags(engine__cylinders=13), "engine.cylinders = 13 cannot be used: a whole number from 1 to 12"),
-    (flags(engine__cylinders="four"), "engine.cylinders = 'four' cannot be used: a whole number from 1 to 12"),
+    (
+        flags(engine__cylinders="four"),
+        "engine.cylinders = 'four' cannot be used: a whole number from 1 to 12",
+    ),
     (flags(engine__cylinders=4.0), "engine.cylinders = 4.0 cannot be used: a whole number"),
     (flags(engine__cylinders=True), "engine.cylinders = True cannot be used: a whole number"),
     (flags(engine__boost=-0.1), "engine.boost = -0.1 cannot be used: a number, at least 0 is allowed"),
@@ -164,7 +170,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """Missing, a folder, or not text."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("missing.toml", ".", "binary"):
-        with pytest.raises(SettingError, match="--config = .* the file cannot be read"):
+        with pytest.raises(SettingError, match=r"--config = .* the file cannot be read"):
             load(Car, file=tmp_path / name)
 
 

@@ -5,6 +5,7 @@ page allows; a decoded payload is a map from position to value. The numbers in c
 """
 
 import hashlib
+import itertools
 import math
 import re
 import struct
@@ -182,7 +183,7 @@ def decode_codec(pipeline: Pipeline, data: bytes, length: int) -> Values:
         count = cursor.varint()
         need(count <= most(pipeline, length), "too many coordinates")
         positions = _decode_positions(pipeline.positions, cursor, count, length) if count else []
-        need(all(a < b for a, b in zip(positions, positions[1:], strict=False)), "order of positions")
+        need(all(a < b for a, b in itertools.pairwise(positions)), "order of positions")
         need(not positions or positions[-1] < length, "position beyond the end")
     values = _decode_values(pipeline, cursor, len(positions))
     need(cursor.at == len(data), "bytes are left over")
@@ -336,6 +337,7 @@ class Client:
         boot: likewise.
         publish: sends topic, payload, and whether it is retained.
         subscribe: asks for a topic.
+        unsubscribe: asks for it no more.
     """
 
     federation: str
@@ -344,6 +346,7 @@ class Client:
     boot: int
     publish: Callable[[str, bytes, bool], None]
     subscribe: Callable[[str], None]
+    unsubscribe: Callable[[str], None]
     shard: str = "0"
     online: bool = False
     plan: dict[str, Any] | None = None
@@ -397,6 +400,7 @@ class Client:
         else:
             _, _, _, _, object_id, index = topic.split("/")
             self._pieces.setdefault(object_id, {})[int(index)] = payload
+            self.unsubscribe(topic)
             self._finish()
 
     def _take_head(self, head: dict[str, Any]) -> None:
@@ -428,11 +432,14 @@ class Client:
             need(hashlib.sha256(content).hexdigest()[:32] == ref["i"], "id of the object")
             self._objects[ref["i"]] = content
         self.base = assemble(self.layout, self.head, self._objects)
+        self.unsubscribe(self.topic("model"))
 
     def finish_training(self, local: Vector, *, examples: int, steps: int) -> int:
         """Make an update of a model that was trained from `base`, and keep it; returns its number."""
-        assert self.plan is not None and self.layout is not None
-        assert self.head is not None and self.base is not None
+        assert self.plan is not None
+        assert self.layout is not None
+        assert self.head is not None
+        assert self.base is not None
         trainable = self.layout.trainable
         wanted = [f32(mine - base) for mine, base in zip(local, self.base, strict=True)]
         for index, rest in enumerate(self.residual):

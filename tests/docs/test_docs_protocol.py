@@ -1,14 +1,18 @@
 """`docs/protocol.md` against the code: its bytes, its tables, its limits.
 
-Run as a script it prints the worked example's blocks as the code makes them, for a person who changes the page.
+Run as a script it prints the worked example's blocks as the code makes them, for whoever changes the page.
 """
 
 import json
 import re
 import sys
+import zlib
+from dataclasses import MISSING, fields, replace
 from importlib import import_module
 from pathlib import Path
+from typing import Final
 
+import independent_client as independent
 import msgpack
 import numpy as np
 import pytest
@@ -18,13 +22,15 @@ from fedmq.aggregator.ledger import Ledger
 from fedmq.aggregator.publisher import Publisher, PublishSettings
 from fedmq.aggregator.strategy import FoldSettings, init, make_rule
 from fedmq.edge_agent.feedback import encode_with_feedback
+from fedmq.edge_agent.session import PULL_SECONDS, RECEIPT_GRACE
 
-from fedmq import encoding, wire
+from fedmq import encoding, envelope, wire
 from fedmq.chunks import checksum, split
 from fedmq.codecs import BUILT_IN, parse_pipeline
 from fedmq.envelope import HEADER_BYTES, Kind
+from fedmq.errors import WireError
 from fedmq.layout import ParamLayout, Segment, SegmentKind
-from fedmq.plan import Plan
+from fedmq.plan import DEFAULT_CHUNK_BYTES, DEFAULT_MAX_UPDATE_BYTES, Plan
 from fedmq.topics import Topics
 from fedmq.types import (
     Chunk,
@@ -34,22 +40,21 @@ from fedmq.types import (
     ParamVector,
     Presence,
     PresenceState,
-    Receipt,
     Refusal,
     Rejection,
     UpdateId,
 )
 
-PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
-CODEC = "topk(0.4) | ternary | rice"
-LAYOUT = ParamLayout(
+TEXT: Final = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+CODEC: Final = "topk(0.4) | ternary | rice"
+LAYOUT: Final = ParamLayout(
     (
         Segment(name="linear.weight", shape=(1, 4)),
         Segment(name="linear.bias", shape=(1,)),
         Segment(name="norm.mean", shape=(1,), kind=SegmentKind.BUFFER),
     )
 )
-CLIENT = ClientId("ada")
+CLIENT: Final = ClientId("ada")
 EPOCH, OUTBOX = 1001, 2002
 
 
@@ -111,7 +116,7 @@ def worked_example() -> dict[str, bytes]:
         return wire.pack_presence(kind, Presence(state=state, boot=boot, epoch=epoch, software="fedmq 0.1.0"))
 
     return {
-        "layout": msgpack.packb([row for row in map(list, _rows())]),
+        "layout": msgpack.packb([[s.name, list(s.shape), s.dtype, str(s.kind)] for s in LAYOUT.shared]),
         "fingerprint": LAYOUT.fingerprint,
         "aggregator": presence(Kind.AGGREGATOR, PresenceState.ONLINE, 4004, EPOCH),
         "client": presence(Kind.CLIENT, PresenceState.ONLINE, 3003, OUTBOX),
@@ -137,10 +142,6 @@ def worked_example() -> dict[str, bytes]:
     }
 
 
-def _rows() -> list[list[object]]:
-    return [[s.name, list(s.shape), s.dtype, str(s.kind)] for s in LAYOUT.shared]
-
-
 def render(value: object, indent: str = "") -> str:
     """A decoded body as the page writes it: bytes as h'…', one entry of the outer map a line."""
     match value:
@@ -159,19 +160,228 @@ def render(value: object, indent: str = "") -> str:
 
 def blocks(kind: str) -> dict[str, str]:
     """The page's fenced blocks of one kind, by what follows the kind on the fence's line."""
-    found = re.findall(rf"^```{kind} ([^\n]+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    return dict(found)
+    return dict(re.findall(rf"^```{kind} ([^\n]+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
 
 
-def table(heading: str) -> list[list[str]]:
-    """The rows of all tables between a heading and the next one, cells stripped; the header rows are left out."""
-    section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+def tables(heading: str) -> list[list[list[str]]]:
+    """The tables between a heading and the next one: rows of cells, without the heads."""
+    section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", TEXT, re.MULTILINE | re.DOTALL)
     assert section is not None, f"docs/protocol.md has no heading {heading!r}"
-    rows = [line for line in section[1].splitlines() if line.startswith("|")]
-    body = [row for row, below in zip(rows, [*rows[1:], ""], strict=True) if not {*row, *below} <= {*row, *"|- "} or True]
-    heads = {index for index, row in enumerate(rows) if set(rows[index + 1] if index + 1 < len(rows) else "x") <= set("|- ")}
-    return [
-        [cell.strip() for cell in row.strip("|").split("|")]
-        for index, row in enumerate(body)
-        if index not in heads and not set(row) <= set("|- ")
-    ]
+    found = re.findall(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", section[1], re.MULTILINE)
+    return [[[c.strip() for c in row.strip("|").split("|")] for row in rows.splitlines()] for rows in found]
+
+
+def codes(cell: str) -> list[str]:
+    """What stands between backticks in a cell."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def body_of(message: bytes) -> dict[str, object]:
+    """The map in an envelope."""
+    body: dict[str, object] = msgpack.unpackb(message[HEADER_BYTES:])
+    return body
+
+
+def sealed(message: bytes, body: dict[str, object]) -> bytes:
+    """Another body in the same envelope, its CRC right."""
+    return envelope.pack(envelope.kind_of(message), body)
+
+
+EXAMPLE: Final = worked_example()
+HEX: Final = blocks("hex")
+MAPS: Final = blocks("map")
+CODECS: Final = blocks("codec")
+
+
+@pytest.mark.parametrize("name", EXAMPLE)
+def test_each_message_of_the_worked_example_is_what_the_code_makes(name: str) -> None:
+    """Run this file as a script to print the blocks anew."""
+    page = bytes.fromhex(HEX[name])
+
+    assert EXAMPLE[name] == page
+
+
+def test_the_page_shows_no_other_bytes() -> None:
+    """A block that nothing checks could rot."""
+    assert EXAMPLE.keys() == HEX.keys()
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_each_decoded_map_is_what_its_bytes_hold(name: str) -> None:
+    """The page's two forms of one message agree."""
+    page = " ".join(MAPS[name].split())
+
+    assert " ".join(render(body_of(EXAMPLE[name])).split()) == page
+
+
+def test_the_decoded_models_of_the_page_are_right() -> None:
+    """The vectors in the prose: the first head's, and the second's true one within the steps of its codes."""
+    base = encoding.decode(LAYOUT, parse_pipeline("float16"), EXAMPLE["keyframe"]).to_dense()
+
+    assert [0.0999755859375, 0.5, -0.25, 0.75, 1.0, 0.0] == base.tolist()
+    head = wire.unpack_head(EXAMPLE["head-1"])
+    assert head.delta is not None
+    assert isinstance(head.delta.content, bytes)
+    decoded = base.copy()
+    encoding.decode(LAYOUT, parse_pipeline(head.delta.codec), head.delta.content).add_to(decoded)
+    assert head.digest == encoding.digest(decoded)
+    np.testing.assert_allclose([0.1, 0.75, -0.25, 0.5, 1.0, 0.5], decoded, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", CODECS)
+def test_each_codec_example_holds_for_the_code_and_for_the_independent_client(text: str) -> None:
+    """Both encode the page's vector to the page's bytes, and both decode these to the page's values."""
+    lines = dict(line.split(":") for line in CODECS[text].splitlines())
+    vector, decoded = ([float(number) for number in lines[key].split()] for key in ("vector", "decoded"))
+    payload = bytes.fromhex(lines["payload"])
+    pipeline, own = parse_pipeline(text), independent.parse(text)
+
+    assert payload == pipeline.encode(np.array(vector, np.float32))
+    assert payload == independent.encode_codec(own, vector)
+    expected = np.array(decoded, np.float32)
+    assert expected.tolist() == pipeline.decode(payload, len(vector)).to_dense().tolist()
+    values = independent.decode_codec(own, payload, len(vector))
+    assert expected.tolist() == [values.get(index, 0.0) for index in range(len(vector))]
+
+
+NOTICE: Final = wire.pack_receipt(
+    replace(
+        wire.unpack_receipt(EXAMPLE["refusal"]), notice=Refusal(reason=Rejection.UNREADABLE, detail="cut off")
+    )
+)
+MESSAGES: Final[dict[tuple[str, int], list[bytes]]] = {
+    ("plan", 0): [EXAMPLE["plan"]],
+    ("model", 0): [EXAMPLE["head"], EXAMPLE["head-1"]],
+    ("update", 0): [EXAMPLE["update"]],
+    ("update", 1): [EXAMPLE["chunk"]],
+    ("receipt", 0): [EXAMPLE["refusal"], NOTICE],
+    ("client and aggregator", 0): [EXAMPLE["client"], EXAMPLE["aggregator"]],
+}
+TYPES: Final[dict[str, type]] = {
+    "integer": int,
+    "truth value": bool,
+    "float": float,
+    "bytes": bytes,
+    "map": dict,
+    "list": list,
+    "`[reason, detail]`": list,
+    "name": str,
+    "text": str,
+}
+
+
+@pytest.mark.parametrize(("heading", "place"), MESSAGES)
+def test_each_table_of_keys_says_which_there_are_of_which_type_and_which_are_required(
+    heading: str, place: int
+) -> None:
+    """Keys and types against what the code writes, `optional` and unknown keys against what it reads."""
+    rows = tables(heading)[place]
+    messages = MESSAGES[heading, place]
+    bodies = [body_of(message) for message in messages]
+    assert {key for body in bodies for key in body} == {codes(row[0])[0] for row in rows}
+    for cell, kind, bounds, _ in rows:
+        (key,) = codes(cell)
+        wanted = next(found for word, found in TYPES.items() if kind.startswith(word))
+        for message, body in zip(messages, bodies, strict=True):
+            reader = wire.READERS[envelope.kind_of(message)]
+            if key in body:
+                assert wanted is type(body[key])
+            without = sealed(message, {name: value for name, value in body.items() if name != key})
+            if "optional" in bounds:
+                reader(without)
+                reader(sealed(message, body | {key: None}))
+            else:
+                with pytest.raises(WireError):
+                    reader(without)
+            reader(sealed(message, body | {"zz": 1}))
+
+
+def test_the_tables_of_a_frame_and_an_object_name_the_keys_of_the_head() -> None:
+    """The maps within the head."""
+    body = body_of(EXAMPLE["head-1"])
+    _, frame, place = tables("model")
+
+    keyframe = body["k"]
+    assert isinstance(keyframe, dict)
+    assert list(keyframe) == [codes(row[0])[0] for row in frame]
+    assert list(keyframe["o"]) == [codes(row[0])[0] for row in place]
+
+
+def test_the_table_of_kinds_is_complete() -> None:
+    """Number and topic of each."""
+    page = {int(number): codes(topic)[0].split("/")[0] for number, _, topic in tables("3. The envelope")[1]}
+    renamed = {"chunk": "update"}
+
+    assert {kind.value: renamed.get(kind.name.lower(), kind.name.lower()) for kind in Kind} == page
+
+
+def test_the_table_of_topics_is_complete() -> None:
+    """Against the one file that spells them."""
+    topics = Topics("f")
+    ours = (
+        topics.plan,
+        topics.model,
+        topics.object("<id>", 7).replace("/7", "/<i>"),
+        topics.update("<shard>", "<client>"),
+        topics.receipt("<client>"),
+        topics.client("<client>"),
+        topics.aggregator("<shard>"),
+        topics.stats("<name>"),
+        topics.task("<client>"),
+    )
+
+    assert sorted(ours) == sorted(f"fedmq/v1/f/{codes(row[0])[0]}" for row in tables("4. Topics")[0])
+
+
+def test_the_table_of_reasons_is_complete() -> None:
+    """Each once."""
+    assert sorted(Rejection) == sorted(codes(row[0])[0] for row in tables("Reasons")[0])
+
+
+def test_the_states_of_presence_are_those_of_the_code() -> None:
+    """In the table of its keys."""
+    (row,) = (row for row in tables("client and aggregator")[0] if codes(row[0]) == ["t"])
+
+    assert list(PresenceState) == codes(row[2])
+
+
+def test_the_table_of_codecs_is_complete_and_gives_the_defaults() -> None:
+    """Each built-in codec as its usage says."""
+    rows = tables("Pipelines")[0]
+
+    assert [codec.usage() for codec in BUILT_IN.values()] == [codes(row[0])[0] for row in rows]
+    for row in rows:
+        arguments = fields(BUILT_IN[codes(row[0])[0].partition("(")[0]])
+        defaults = ["none" if field.default is MISSING else str(field.default) for field in arguments]
+        assert defaults == row[3].split()
+
+
+@pytest.mark.parametrize("row", tables("10. Limits and hostile input")[0], ids=lambda row: codes(row[2])[0])
+def test_each_limit_of_the_page_is_the_code_s(row: list[str]) -> None:
+    """The row names the constant."""
+    module, _, name = codes(row[2])[0].rpartition(".")
+
+    assert getattr(import_module(module), name) == int(row[1].replace(",", ""))
+
+
+def test_the_other_figures_of_the_page_are_the_code_s() -> None:
+    """Bounds and defaults that stand in the text."""
+    for figure in (
+        f"`o` = {DEFAULT_CHUNK_BYTES:,} and `z` = {DEFAULT_MAX_UPDATE_BYTES:,}",
+        f"above the aggregator's limit ({AdmissionSettings().max_examples:,} by default)",
+        f"above the aggregator's limit ({AdmissionSettings().max_norm:g} by default)",
+        f"at most {envelope.ALLOCATED_PER_BYTE} bytes per byte of input, {envelope.ALLOCATED_PER_VALUE} bytes per "
+        f"announced value and {envelope.ALLOCATED_ALWAYS} bytes besides",
+        f"does so after {PULL_SECONDS:g} seconds in which",
+        "waits one second for the retained receipt" * (RECEIPT_GRACE == 1.0),
+        f"{zlib.crc32(b'123456789'):08x}",
+    ):
+        assert figure
+        assert figure in " ".join(TEXT.split())
+
+
+if __name__ == "__main__":
+    for name, message in EXAMPLE.items():
+        sys.stdout.write(f"\n{name}\n{message.hex()}\n")
+        if name in MAPS:
+            sys.stdout.write(render(body_of(message)) + "\n")
