@@ -9,26 +9,22 @@ packets. Flower's figures beside ours are from its no-training flood with ten cl
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import psutil
+from fedmq.broker import EmbeddedBroker, Mosquitto, MosquittoMissingError
 
 from benchmarks.harness import Options, Row, parse_options, print_table, spread, write_result
+from benchmarks.idle import LAYOUT
 from fedmq.app.supervisor import Child, stop_all
 from fedmq.app.toml import write_toml
-from fedmq.broker import EmbeddedBroker, Mosquitto, MosquittoMissingError
 from fedmq.connection import ConnectionSettings
-from fedmq.edge_agent.trainer import Task, TrainResult
-from fedmq.layout import ParamLayout, Segment
 from fedmq.modelfile import save_model
-from fedmq.plan import Scalar
 from fedmq.topics import Topics
 from fedmq.transport.base import Connected, Delivery
 from fedmq.transport.mqtt import MqttTransport
-from fedmq.types import ParamVector
 
 AGENTS = 10
 CODECS = ("topk(0.01) | ternary | rice", "int8", "float32")
@@ -43,40 +39,6 @@ FLOWER: Row = {
     "uplink_bytes_per_update": 413_000.0,
     "downlink_bytes_per_update": 417_500.0,
 }
-_LAYOUT = ParamLayout(
-    (
-        Segment(name="hidden.weight", shape=(128, 784)),
-        Segment(name="hidden.bias", shape=(128,)),
-        Segment(name="output.weight", shape=(10, 128)),
-        Segment(name="output.bias", shape=(10,)),
-    )
-)
-
-
-class IdleTrainer:
-    """Adds noise drawn once, turned a little further each time: the codec has work, the trainer has none."""
-
-    layout = _LAYOUT
-
-    def __init__(self, seed: int) -> None:
-        self._noise = (np.random.default_rng(seed).standard_normal(_LAYOUT.size) * 1e-3).astype(np.float32)
-
-    def initial(self) -> ParamVector:
-        """Zeros."""
-        return np.zeros(_LAYOUT.size, np.float32)
-
-    def train(self, base: ParamVector, task: Task, should_stop: Callable[[], bool]) -> TrainResult:
-        """No training."""
-        return TrainResult(vector=base + np.roll(self._noise, task.seed % 997), num_examples=1, local_steps=1)
-
-    def evaluate(self, vector: ParamVector) -> Mapping[str, float]:
-        """No evaluation."""
-        return {}
-
-
-def idle_trainer(settings: Mapping[str, Scalar], *, seed: int = 0) -> IdleTrainer:
-    """The factory that the agents are told."""
-    return IdleTrainer(seed)
 
 
 def measure(codec: str, host: str, port: int, seconds: float, seed: int, folder: Path) -> dict[str, float]:
@@ -84,7 +46,7 @@ def measure(codec: str, host: str, port: int, seconds: float, seed: int, folder:
     folder.mkdir()
     broker = {"host": host, "port": port, "reconnect_min": 0.1}
     federation = f"bench-{folder.name}"
-    save_model(folder / "initial.safetensors", _LAYOUT, np.zeros(_LAYOUT.size, np.float32))
+    save_model(folder / "initial.safetensors", LAYOUT, np.zeros(LAYOUT.size, np.float32))
     write_toml(
         folder / "aggregator.toml",
         {
@@ -108,7 +70,7 @@ def measure(codec: str, host: str, port: int, seconds: float, seed: int, folder:
                 "broker": broker,
                 "outbox": {"folder": folder / f"agent-{index}"},
                 "trainer": {
-                    "factory": "benchmarks.pipeline:idle_trainer",
+                    "factory": "benchmarks.idle:idle_trainer",
                     "settings": {"seed": seed + index},
                 },
             },
@@ -232,7 +194,7 @@ def main() -> None:
     rows = run(options)
     shown = [{key: value for key, value in row.items() if not key.endswith("_range")} for row in rows]
     print_table("The pipeline without training, ten agents", shown)
-    write_result("pipeline", options, rows, agents=AGENTS, parameters=_LAYOUT.size)
+    write_result("pipeline", options, rows, agents=AGENTS, parameters=LAYOUT.size)
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ class EdgeSession:
                 signal = Signal.FAILED
             case Taken(seq=seq):
                 if seq in self._due:
-                    pass
+                    self._due[seq] = now + self._resend_seconds
             case NotTaken(seq=seq):
                 if seq in self._due:
                     times = self._refusals[seq] = self._refusals.get(seq, 0) + 1

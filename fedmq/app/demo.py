@@ -20,20 +20,23 @@ from rich.text import Text
 
 from fedmq.aggregator.export import export_store
 from fedmq.aggregator.settings import AggregatorSettings
-from fedmq.broker import EmbeddedBroker, Mosquitto
+from fedmq.broker import BrokerError, EmbeddedBroker, Mosquitto
 from fedmq.connection import ConnectionSettings
 from fedmq.edge_agent.settings import AgentSettings, EvaluatorSettings
 from fedmq.errors import LocalError, SettingError
 from fedmq.settings import load
 
 from .cohort import Cohort, CohortSettings, make_cohort
+from .commands.agent import make_agent
+from .commands.aggregator import make_aggregator
+from .commands.evaluator import make_evaluator
 from .datasets import load_dataset
+from .foreground import Role
 from .interruption import Interruption
 from .live import Display
 from .partition import partition_picture
 from .recorder import Recorder
 from .report import Report, RunFacts, build_report, summary_table, write_report
-from .roles import Role, make_agent, make_aggregator, make_evaluator
 from .supervisor import Child, stop_all
 from .sweep import sweep
 
@@ -217,7 +220,11 @@ class _Run:
 def _broker(settings: DemoSettings, folder: Path) -> Iterator[tuple[str, int]]:
     """A broker to talk over: started here, or found at its address."""
     if settings.broker == "mosquitto":
-        with Mosquitto() as mosquitto:
+        try:
+            mosquitto = Mosquitto().start()
+        except BrokerError as error:
+            raise LocalError(str(error)) from error
+        with mosquitto:
             yield mosquitto.host, mosquitto.port
     elif settings.broker != "embedded":
         host, _, port = settings.broker.rpartition(":")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
-from .roles import FOLLOW_PARENT
+from .foreground import FOLLOW_PARENT
 
 _STOP_SECONDS: Final = 5.0
 #: A child that dies this often in a row, each time sooner than so many seconds, is given up.

@@ -20,13 +20,16 @@ from fedmq.aggregator.admission import AdmissionSettings
 from fedmq.aggregator.engine import Arrival, Engine
 from fedmq.aggregator.ledger import Ledger
 from fedmq.aggregator.publisher import Publisher, PublishSettings
+from fedmq.aggregator.settings import AggregatorSettings
 from fedmq.aggregator.strategy import FoldSettings, init, make_rule
 from fedmq.edge_agent.feedback import encode_with_feedback
 from fedmq.edge_agent.session import PULL_SECONDS, RECEIPT_GRACE
+from fedmq.edge_agent.upload import MIN_CHUNK_BYTES
 
 from fedmq import encoding, envelope, wire
 from fedmq.chunks import checksum, split
 from fedmq.codecs import BUILT_IN, parse_pipeline
+from fedmq.connection import ConnectionSettings
 from fedmq.envelope import HEADER_BYTES, Kind
 from fedmq.errors import WireError
 from fedmq.layout import ParamLayout, Segment, SegmentKind
@@ -364,20 +367,27 @@ def test_each_limit_of_the_page_is_the_code_s(row: list[str]) -> None:
     assert getattr(import_module(module), name) == int(row[1].replace(",", ""))
 
 
-def test_the_other_figures_of_the_page_are_the_code_s() -> None:
-    """Bounds and defaults that stand in the text."""
-    for figure in (
-        f"`o` = {DEFAULT_CHUNK_BYTES:,} and `z` = {DEFAULT_MAX_UPDATE_BYTES:,}",
-        f"above the aggregator's limit ({AdmissionSettings().max_examples:,} by default)",
-        f"above the aggregator's limit ({AdmissionSettings().max_norm:g} by default)",
-        f"at most {envelope.ALLOCATED_PER_BYTE} bytes per byte of input, {envelope.ALLOCATED_PER_VALUE} bytes per "
-        f"announced value and {envelope.ALLOCATED_ALWAYS} bytes besides",
-        f"does so after {PULL_SECONDS:g} seconds in which",
-        "waits one second for the retained receipt" * (RECEIPT_GRACE == 1.0),
-        f"{zlib.crc32(b'123456789'):08x}",
-    ):
-        assert figure
-        assert figure in " ".join(TEXT.split())
+FIGURES: Final = (
+    f"`123456789` it is `{zlib.crc32(b'123456789'):08x}`",
+    f"`o` = {DEFAULT_CHUNK_BYTES:,} and `z` = {DEFAULT_MAX_UPDATE_BYTES:,}",
+    f"`spool_bytes` ({AggregatorSettings().spool_bytes >> 20} MiB by default)",
+    f"above the aggregator's limit ({AdmissionSettings().max_examples:,} by default)",
+    f"above the aggregator's limit ({AdmissionSettings().max_norm:g} by default)",
+    f"at most {envelope.ALLOCATED_PER_BYTE} bytes per byte of input",
+    f"{envelope.ALLOCATED_PER_VALUE} bytes per announced value",
+    f"and {envelope.ALLOCATED_ALWAYS} bytes besides",
+    f"does so after {PULL_SECONDS:g} seconds in which",
+    f"waits {RECEIPT_GRACE:g} second for the retained receipt",
+    f"makes no chunks below {MIN_CHUNK_BYTES} bytes",
+    f"half the keep-alive ({ConnectionSettings().keepalive} s by default)",
+    f"bytes per second times {ConnectionSettings().keepalive // 2}.",
+)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_the_figures_in_the_text_are_the_code_s(figure: str) -> None:
+    """Bounds and defaults that stand in sentences."""
+    assert figure in " ".join(TEXT.split())
 
 
 if __name__ == "__main__":

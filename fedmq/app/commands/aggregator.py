@@ -1,0 +1,41 @@
+"""`fedmq aggregator`."""
+
+from fedmq.aggregator.service import Service
+from fedmq.aggregator.settings import AggregatorSettings
+from fedmq.aggregator.store import Store
+from fedmq.app.foreground import run_in_foreground
+from fedmq.app.options import with_settings
+from fedmq.transport.mqtt import MqttTransport
+
+
+@with_settings(AggregatorSettings)
+def aggregator(settings: AggregatorSettings) -> None:
+    """Run the aggregator: fold updates as they arrive, publish the model."""
+    run_in_foreground(make_aggregator(settings))
+
+
+def make_aggregator(settings: AggregatorSettings) -> Service:
+    """An aggregator over MQTT.
+
+    Raises:
+        FedmqError: see `Store` and `Service`.
+    """
+    broker = settings.broker
+    store = Store(settings.store.path)
+    try:
+        return Service(
+            settings,
+            store,
+            lambda client_id, will, expiry: MqttTransport(
+                broker.mqtt(
+                    client_id=client_id,
+                    will=will,
+                    session_expiry=expiry,
+                    receive_maximum=min(2 * settings.store.batch_size, 65_535),
+                    max_queued=4096,
+                )
+            ),
+        )
+    except BaseException:
+        store.close()
+        raise

@@ -1,0 +1,208 @@
+"""The independent client in a real federation: what was written from `docs/protocol.md` alone takes part."""
+
+import ast
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import independent_client as independent
+import numpy as np
+import pytest
+from fedmq.aggregator.publisher import PublishSettings
+from fedmq.aggregator.service import Service
+from fedmq.aggregator.settings import AggregatorSettings, StoreSettings, TaskSettings
+from fedmq.aggregator.store import Store
+from fedmq.aggregator.strategy import FoldSettings
+
+from fedmq import encoding, wire
+from fedmq.codecs import parse_pipeline
+from fedmq.layout import ParamLayout, Segment, SegmentKind
+from fedmq.modelfile import save_model
+from fedmq.transport.base import Connected, Delivery, Transport, Will
+from fedmq.transport.memory import MemoryBroker, MemoryTransport
+from fedmq.types import Rejection
+
+LAYOUT = ParamLayout(
+    (
+        Segment(name="weight", shape=(40, 25)),
+        Segment(name="bias", shape=(10,)),
+        Segment(name="mean", shape=(6,), kind=SegmentKind.BUFFER),
+    )
+)
+RATE = 1.0
+
+
+def test_the_independent_client_imports_nothing_of_fedmq() -> None:
+    """The standard library and msgpack, or it proves nothing."""
+    tree = ast.parse(Path(independent.__file__).read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+
+    assert set() == {name.partition(".")[0] for name in imported} - {*sys.stdlib_module_names, "msgpack"}
+
+
+PIPELINES = (
+    "float32",
+    "float16",
+    "int8(7)",
+    *(
+        f"topk({share}) | {values} | {positions}"
+        for share in (0.01, 0.3, 1.0)
+        for values in ("float32", "float16", "int8(16)", "ternary")
+        for positions in ("rice", "bitmap", "u32")
+    ),
+)
+
+
+@pytest.mark.parametrize("text", PIPELINES)
+def test_the_independent_codecs_make_and_read_the_same_bytes(text: str) -> None:
+    """Bit for bit, over lengths and magnitudes that reach every corner of the page's rules."""
+    pipeline, own = parse_pipeline(text), independent.parse(text)
+    for seed, length in enumerate((1, 2, 7, 8, 9, 100, 1000)):
+        rng = np.random.default_rng(seed)
+        vector = (rng.standard_normal(length) * 10.0 ** rng.integers(-12, 4, length)).astype(np.float32)
+        vector[rng.random(length) < 0.2] = 0
+        payload = pipeline.encode(vector)
+
+        if "ternary" not in text:  # its mean is summed in another order, which may change the last bit
+            assert payload == independent.encode_codec(own, vector.tolist())
+        decoded = pipeline.decode(payload, length).to_dense()
+        values = independent.decode_codec(own, payload, length)
+        again = np.array([values.get(index, 0.0) for index in range(length)], np.float32)
+        assert decoded.tobytes() == again.tobytes()
+        pipeline.decode(independent.encode_codec(own, vector.tolist()), length)
+
+
+class Federation:
+    """An aggregator and the independent client at one broker in memory; each update makes a version."""
+
+    def __init__(self, folder: Path, codec: str) -> None:
+        self.now = 0.0
+        self._broker = MemoryBroker(clock=lambda: self.now)
+        vector = np.random.default_rng(1).standard_normal(LAYOUT.size).astype(np.float32)
+        save_model(folder / "model.safetensors", LAYOUT, vector)
+        settings = AggregatorSettings(
+            model=folder / "model.safetensors",
+            store=StoreSettings(path=folder / "aggregator.db", batch_delay=0.0),
+            task=TaskSettings(trainer="independent", codec=codec),
+            fold=FoldSettings(strategy="fedasync", staleness="constant", learning_rate=RATE),
+            publish=PublishSettings(chunk_bytes=1024, min_interval=0.0),
+        )
+        self._transports: list[Transport] = []
+        self.service = Service(settings, Store(settings.store.path), self._connect, clock=lambda: self.now)
+        self.client = independent.Client(
+            federation="default",
+            name="ada",
+            epoch=7,
+            boot=8,
+            publish=lambda topic, payload, retain: self._wire.publish(topic, payload, retain=retain),
+            subscribe=lambda topic: self._wire.subscribe(topic),
+            unsubscribe=lambda topic: self._wire.unsubscribe(topic),
+        )
+        will = Will(topic=self.client.topic("client", "ada"), payload=self.client.presence("offline"))
+        self._wire = MemoryTransport(
+            self._broker, "default-client-ada", clean_start=True, session_expiry=0.0, will=will
+        )
+        for transport in (*self._transports, self._wire):
+            transport.start()
+
+    def _connect(self, client_id: str, will: Will, expiry: int) -> Transport:
+        transport = MemoryTransport(self._broker, client_id, will=will, session_expiry=expiry)
+        self._transports.append(transport)
+        return transport
+
+    def run_until(self, reached: Callable[[], bool]) -> None:
+        """Let everybody take turns, a second at a time, until something is so."""
+        for _ in range(100):
+            if reached():
+                return
+            self.now += 1.0
+            self.service.turn()
+            while (event := self._wire.poll(0)) is not None:
+                match event:
+                    case Connected():
+                        self.client.connected()
+                    case Delivery():
+                        self.client.receive(event.topic, event.payload)
+                        event.ack()
+                    case _:
+                        pass
+        raise AssertionError("it did not happen within 100 turns")
+
+    def pull(self) -> np.ndarray:
+        """What the client decodes of the newest model."""
+        version = self.service.engine.state.version
+        self.client.pull()
+        self.run_until(
+            lambda: (
+                self.client.head is not None
+                and self.client.head["v"] == version
+                and self.client.base is not None
+            )
+        )
+        return np.array(self.client.base, np.float32)
+
+    def train(self, seed: int) -> int:
+        """An update in the client's outbox."""
+        assert self.client.base is not None
+        steps = 0.01 * np.random.default_rng(seed).standard_normal(LAYOUT.size)
+        local = np.array(self.client.base, np.float32) + steps.astype(np.float32)
+        return self.client.finish_training(local.tolist(), examples=32, steps=4)
+
+
+CODECS = (
+    "topk(0.01) | ternary | rice",
+    "topk(0.1) | int8(64) | bitmap",
+    "topk(0.2) | float16 | u32",
+    "float32",  # several chunks
+)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_independent_client_trains_the_model(tmp_path: Path, codec: str) -> None:
+    """Keyframe in chunks, update, receipt, cumulative delta; the fold is the update's own bits."""
+    federation = Federation(tmp_path, codec)
+    engine, client = federation.service.engine, federation.client
+    federation.run_until(lambda: client.online and client.plan is not None)
+    base = federation.pull()
+    np.testing.assert_allclose(engine.state.vector, base, rtol=1e-3, atol=1e-6)
+
+    for version in (1, 2):
+        before = engine.state.vector.copy()
+        seq = federation.train(seed=version)
+        message = client.outbox[seq]
+        client.send(seq)
+        federation.run_until(lambda: not client.outbox)
+
+        assert version == engine.tally.folded == engine.state.version
+        payload = wire.unpack_update(message).payload
+        encoding.decode(LAYOUT, parse_pipeline(codec), payload).add_to(before)
+        assert before.tobytes() == engine.state.vector.tobytes()
+
+        decoded = federation.pull()
+        assert client.head is not None
+        assert client.head["d"] is not None
+        error = np.abs(engine.state.vector - decoded).max()
+        assert error < np.abs(engine.state.vector - base).max()
+    federation.service.stop()
+    federation.service.run()
+
+
+def test_what_was_refused_returns_to_the_independent_client_s_residual(tmp_path: Path) -> None:
+    """An update of another model epoch is settled, and nothing of it is lost."""
+    federation = Federation(tmp_path, CODECS[0])
+    client = federation.client
+    federation.run_until(lambda: client.online and client.plan is not None)
+    federation.pull()
+    seq = federation.train(seed=1)
+    sent = independent.unseal(independent.UPDATE, client.outbox[seq])
+    lost = sum(map(abs, client.residual))
+    client.outbox[seq] = independent.seal(independent.UPDATE, sent | {"m": sent["m"] ^ 1})
+    client.send(seq)
+    federation.run_until(lambda: not client.outbox)
+
+    assert {seq: Rejection.WRONG_EPOCH} == client.refused
+    assert sum(map(abs, client.residual)) > lost
+    assert federation.service.engine.tally.folded == 0
+    federation.service.stop()
+    federation.service.run()
