@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq.errors import LayoutError, StoreError
+from fedmq.errors import LayoutError, SettingError, StoreError
 from fedmq.layout import ParamLayout
 
 from .admission import AdmissionSettings
@@ -83,7 +83,7 @@ def unpack_state(
             position=fields["position"],
             tally=Tally(folded=fields["folded"], refused=Counter(fields["refused"])),
         )
-    except (KeyError, TypeError, ValueError, LayoutError, msgpack.UnpackException) as error:
+    except (KeyError, TypeError, ValueError, LayoutError, SettingError, msgpack.UnpackException) as error:
         raise StoreError(f"the snapshot cannot be read ({error!r}): run fedmq verify") from error
 
 

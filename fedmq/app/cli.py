@@ -7,10 +7,9 @@ import logging
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Annotated, Any, Final
+from typing import Final
 
-import typer
-from typer.core import TyperGroup
+import click
 
 from fedmq import __version__
 from fedmq.errors import FedmqError
@@ -24,62 +23,48 @@ COMMANDS: Final[Mapping[str, str]] = {
 }
 
 
-class _Commands(TyperGroup):
+class _Commands(click.Group):
     """Looks commands up in the table above."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         module = COMMANDS.get(cmd_name)
         if module is None:
             return None
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-        single.command(name=cmd_name)(getattr(import_module(module), cmd_name))
-        return typer.main.get_command(single)
+        command: click.Command = getattr(import_module(module), cmd_name)
+        return command
 
 
-app = typer.Typer(
-    name="fedmq",
-    cls=_Commands,
-    help="Federated learning over a message queue.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fedmq {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    *,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-    log_level: Annotated[
-        str, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
-    ] = "info",
-) -> None:
-    if log_level.lower() not in ("debug", "info", "warning", "error"):
-        raise typer.BadParameter(f"{log_level!r}: debug, info, warning or error is allowed")
+@click.version_option(__version__, prog_name="fedmq", message="%(prog)s %(version)s")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="How much to say on standard error.",
+)
+def fedmq(log_level: str) -> None:
+    """Federated learning over a message queue."""
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
     )
 
 
-def main() -> Any:
+def main() -> None:
     """The console script: errors that are ours to explain end in one line and status 2."""
     sys.path.insert(0, "")  # a trainer of the user's own lies in the folder where the command is given
     try:
-        return app()
+        fedmq(standalone_mode=False)
     except FedmqError as error:
         sys.stderr.write(f"fedmq: {error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
         sys.exit(_INTERRUPTED)

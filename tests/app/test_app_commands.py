@@ -31,7 +31,7 @@ def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
     done = fedmq(command, "--help", cwd=tmp_path)
 
     assert done.returncode == 0
-    assert len(done.stdout) > 300
+    assert len(done.stdout.splitlines()) > 6
 
 
 def test_a_wrong_value_names_the_setting_the_value_and_what_is_allowed(tmp_path: Path) -> None:

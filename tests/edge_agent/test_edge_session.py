@@ -311,9 +311,9 @@ def test_a_late_will_of_a_former_life_is_ignored() -> None:
     session = made(Linked(), plan(), ONLINE, AggregatorSeen(online=True, boot=2))
     session.handle(OFFLINE, 0.0)
 
-    assert State.PULLING == session.state
+    assert session.listening
     session.handle(AggregatorSeen(online=False, boot=2), 0.0)
-    assert State.IDLE == session.state
+    assert not session.listening
 
 
 def test_what_is_on_its_way_is_not_sent_twice_after_a_reconnect() -> None:
@@ -385,9 +385,10 @@ def test_training_goes_on_while_the_connection_is_away() -> None:
     session.handle(MODEL, 0.0)
     session.handle(Unlinked(), 1.0)
 
-    assert State.TRAINING == session.state
+    assert session.state is State.TRAINING
     assert session.handle(Trained(seq=1, is_full=False), 2.0) == []
-    assert State.IDLE == session.state
+    assert sends(session.handle(Linked(), 3.0) + session.handle(ONLINE, 3.0)) == []
+    assert sends(session.tick(3.0 + RECEIPT_GRACE)) == [1]
 
 
 def test_an_unusable_plan_ends_the_pull_but_not_the_delivery() -> None:
@@ -396,5 +397,4 @@ def test_an_unusable_plan_ends_the_pull_but_not_the_delivery() -> None:
     session.handle(Taken(seq=1), 0.0)
 
     assert session.handle(plan(usable=False), 1.0) == [StopPulling()]
-    assert State.IDLE == session.state
     assert sends(session.tick(60.0)) == [1]

@@ -1,5 +1,8 @@
 """The session against everything that can happen to it, in any order and at any time."""
 
+from collections.abc import Callable
+from functools import partial
+
 from fedmq.edge_agent.session import (
     AggregatorSeen,
     EdgeSession,
@@ -21,44 +24,28 @@ from fedmq.edge_agent.session import (
     TrainingFailed,
     Unlinked,
 )
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-)
 
 CAPACITY = 3
 RESEND = 60.0
 
 
-class Device(RuleBasedStateMachine):
+class Device:
     """A shell that believes nothing: it keeps its own books and holds every effect against them."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, pending: int) -> None:
         self.now = 100.0
-        self.pending: set[int] = set()
+        self.pending = set(range(1, pending + 1))
         self.on_its_way: set[int] = set()
-        self.next_seq = 1
+        self.next_seq = pending + 1
         self.linked = self.online = self.usable = self.once = self.listening = False
         self.boot = 1
         self.newest = (1, 1)
         self.in_hand: tuple[int, int] | None = None
         self.training_on: tuple[int, int] | None = None
         self.trained_on: set[tuple[int, int]] = set()
-
-    @initialize(pending=st.integers(0, CAPACITY), at_work=st.booleans(), once=st.booleans())
-    def begin(self, pending: int, at_work: bool, once: bool) -> None:
-        self.pending = set(range(1, pending + 1))
-        self.next_seq = pending + 1
         self.session = EdgeSession(pending=self.pending, is_full=self.is_full)
-        if at_work:
-            self.link()
-            self.plan(usable=True, once=once)
-            self.aggregator_comes()
 
     @property
     def is_full(self) -> bool:
@@ -91,32 +78,27 @@ class Device(RuleBasedStateMachine):
                     assert not (self.once and self.in_hand in self.trained_on), "trained twice on a version"
                     self.training_on = self.in_hand
 
-    # Rules that cannot apply do nothing: preconditions would make most of what hypothesis draws invalid.
+    # What can happen. What cannot happen now does nothing.
 
-    @rule()
     def link(self) -> None:
         if not self.linked:
             self.linked = True
             self.tell(Linked())
 
-    @rule()
     def unlink(self) -> None:
         self.linked = self.online = self.listening = False
         self.tell(Unlinked())
 
-    @rule(usable=st.booleans(), once=st.booleans())
     def plan(self, usable: bool, once: bool) -> None:
         if self.linked:
             self.usable, self.once = usable, once
             self.tell(PlanSeen(usable=usable, once_per_version=once, resend_seconds=RESEND))
 
-    @rule()
     def aggregator_comes(self) -> None:
         if self.linked and not self.online:
             self.online = True
             self.tell(AggregatorSeen(online=True, boot=self.boot))
 
-    @rule(is_restarted=st.booleans())
     def aggregator_goes(self, is_restarted: bool) -> None:
         if not self.linked:
             return
@@ -129,7 +111,6 @@ class Device(RuleBasedStateMachine):
             self.online = False
             self.tell(AggregatorSeen(online=False, boot=self.boot))
 
-    @rule(step=st.sampled_from(["same", "version", "epoch"]))
     def model(self, step: str) -> None:
         """Also when nobody listens any more: it was on its way."""
         if not self.linked:
@@ -144,7 +125,6 @@ class Device(RuleBasedStateMachine):
         if wanted and self.newest not in self.trained_on:
             assert self.newest == self.training_on, "a new version was not trained on"
 
-    @rule(succeeds=st.booleans())
     def training_ends(self, succeeds: bool) -> None:
         if self.training_on is None:
             return
@@ -158,7 +138,6 @@ class Device(RuleBasedStateMachine):
             self.training_on = None
             self.tell(TrainingFailed())
 
-    @rule()
     def everything_arrives(self) -> None:
         """What is rare by chance is the rule in life."""
         self.training_ends(succeeds=True)
@@ -166,75 +145,96 @@ class Device(RuleBasedStateMachine):
             self.on_its_way.discard(seq)
             self.tell(Taken(seq=seq))
 
-    @rule(data=st.data(), taken=st.booleans())
-    def outcome(self, data: st.DataObject, taken: bool) -> None:
+    def outcome(self, which: int, taken: bool) -> None:
         if self.on_its_way:
-            seq = data.draw(st.sampled_from(sorted(self.on_its_way)))
+            seq = sorted(self.on_its_way)[which % len(self.on_its_way)]
             self.on_its_way.discard(seq)
             self.tell(Taken(seq=seq) if taken else NotTaken(seq=seq))
 
-    @rule(data=st.data())
-    def receipt(self, data: st.DataObject) -> None:
+    def receipt(self, which: set[int]) -> None:
         """Also before the PUBACK."""
-        if self.linked and self.pending:
-            seqs = data.draw(st.sets(st.sampled_from(sorted(self.pending)), min_size=1))
+        seqs = {seq for seq in self.pending if seq % CAPACITY in which}
+        if self.linked and seqs:
             self.pending -= seqs
             self.on_its_way -= seqs
             self.tell(Settled(seqs=tuple(seqs), is_full=self.is_full))
 
-    @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 5.0, 30.0, 61.0, 1000.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.carry_out(self.session.tick(self.now))
 
-    @invariant()
-    def the_books_agree(self) -> None:
-        if not hasattr(self, "session"):
-            return
+    # What must hold.
+
+    def check(self) -> None:
+        """After each step."""
         assert self.listening == self.session.listening
         assert (self.training_on is not None) == (self.session.state is State.TRAINING)
         if self.listening:
             assert self.session.state in (State.PULLING, State.WAITING)
-
-    @invariant()
-    def what_waits_has_a_time(self) -> None:
-        """Otherwise the shell would sleep for ever."""
-        if hasattr(self, "session") and self.linked and self.online and self.pending - self.on_its_way:
+        if self.linked and self.online and self.pending - self.on_its_way:
             due = self.session.next_tick()
-            assert due is not None
+            assert due is not None, "the shell would sleep for ever"
             assert due <= self.now + RESEND
+        self.time_passes(0.0)
+        due = self.session.next_tick()
+        assert due is None or due > self.now, "the shell would spin"
 
-    @invariant()
-    def a_tick_that_is_due_does_something(self) -> None:
-        """Otherwise the shell would spin. Each tick moves what it returns to a later time."""
-        if hasattr(self, "session"):
-            self.carry_out(self.session.tick(self.now))
-            due = self.session.next_tick()
-            assert due is None or due > self.now
-
-    def teardown(self) -> None:
-        """In the end everything is sent, and the agent works again: nothing was forgotten, nothing is stuck."""
-        if not hasattr(self, "session"):
-            return
+    def end(self) -> None:
+        """Everything is sent, again without a receipt, and the agent works: nothing is forgotten or stuck."""
         self.link()
         self.plan(usable=True, once=False)
         self.aggregator_comes()
-        self.time_passes(RESEND)
-        assert self.pending == self.on_its_way
-        for seq in sorted(self.on_its_way):
-            self.on_its_way.discard(seq)
-            self.tell(Taken(seq=seq))
-        self.time_passes(RESEND)
-        assert self.pending == self.on_its_way
-        if self.pending:
-            self.tell(Settled(seqs=tuple(sorted(self.pending)), is_full=False))
-            self.pending, self.on_its_way = set(), set()
+        for _ in range(2):
+            self.time_passes(RESEND)
+            assert self.pending == self.on_its_way
+            for _ in range(len(self.on_its_way)):
+                self.outcome(which=0, taken=True)
+        self.receipt(which=set(range(CAPACITY)))
         self.time_passes(1000.0)
         assert self.training_on is not None or self.listening
 
 
-Device.TestCase.settings = settings(max_examples=200, stateful_step_count=30, derandomize=True, deadline=None)
-TestDevice = Device.TestCase
-TestDevice.__doc__ = (
-    """Whatever happens, the books agree after each step and nothing is forgotten in the end."""
+Step = Callable[[Device], None]
+
+
+def step(method: Callable[..., None], **arguments: st.SearchStrategy[object]) -> st.SearchStrategy[Step]:
+    """A call of one of the device's methods."""
+    return st.fixed_dictionaries(arguments).map(lambda drawn: partial(method, **drawn))
+
+
+AT_WORK: st.SearchStrategy[Step] = st.one_of(
+    step(Device.model, step=st.sampled_from(["same", "version", "epoch"])),
+    step(Device.training_ends, succeeds=st.booleans()),
+    step(Device.everything_arrives),
+    step(Device.outcome, which=st.integers(0, CAPACITY), taken=st.booleans()),
+    step(Device.receipt, which=st.sets(st.integers(0, CAPACITY - 1))),
+    step(Device.time_passes, seconds=st.sampled_from([0.5, 1.0, 5.0, 30.0, 61.0, 1000.0])),
 )
+DISTURBED: st.SearchStrategy[Step] = st.one_of(
+    step(Device.link),
+    step(Device.unlink),
+    step(Device.plan, usable=st.booleans(), once=st.booleans()),
+    step(Device.aggregator_comes),
+    step(Device.aggregator_goes, is_restarted=st.booleans()),
+)
+
+
+@settings(max_examples=150)
+@given(
+    pending=st.integers(0, CAPACITY),
+    once=st.booleans(),
+    story=st.lists(st.one_of(AT_WORK, AT_WORK, AT_WORK, DISTURBED), min_size=30, max_size=50),
+)
+def test_whatever_happens_nothing_is_forgotten_and_nothing_is_stuck(
+    pending: int, once: bool, story: list[Step]
+) -> None:
+    """The session's effects and the device's own books agree after each of many steps."""
+    device = Device(pending)
+    device.link()
+    device.plan(usable=True, once=once)
+    device.aggregator_comes()
+    for happen in story:
+        happen(device)
+        device.check()
+
+    device.end()

@@ -10,7 +10,10 @@ from fedmq.transport.mqtt import MqttTransport
 
 @with_settings(AgentSettings)
 def agent(settings: AgentSettings) -> None:
-    """Run one edge agent: train on local data, publish updates."""
+    """Run one edge agent.
+
+    It trains on local data and publishes updates.
+    """
     run_in_foreground(make_agent(settings))
 
 

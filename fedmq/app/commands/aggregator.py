@@ -10,7 +10,10 @@ from fedmq.transport.mqtt import MqttTransport
 
 @with_settings(AggregatorSettings)
 def aggregator(settings: AggregatorSettings) -> None:
-    """Run the aggregator: fold updates as they arrive, publish the model."""
+    """Run the aggregator.
+
+    It folds updates as they arrive and publishes the model.
+    """
     run_in_foreground(make_aggregator(settings))
 
 

@@ -9,7 +9,10 @@ from fedmq.transport.mqtt import MqttTransport
 
 @with_settings(EvaluatorSettings)
 def evaluator(settings: EvaluatorSettings) -> None:
-    """Run an evaluator: measure each version on test data, publish the accuracy."""
+    """Run an evaluator.
+
+    It measures each version on test data and publishes the accuracy.
+    """
     run_in_foreground(make_evaluator(settings))
 
 

@@ -1,18 +1,24 @@
 """`fedmq export`."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from fedmq.aggregator.export import export_store
 
 
-def export(
-    out: Annotated[Path, typer.Argument(help="safetensors file to write.")],
-    *,
-    store: Annotated[Path, typer.Option(help="The aggregator's store; the aggregator must not be running.")],
-) -> None:
-    """Write the newest model of an aggregator's store as a safetensors file."""
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The aggregator's store.",
+)
+def export(out: Path, store: Path) -> None:
+    """Write a store's newest model to OUT.
+
+    As a safetensors file; the aggregator must not be running.
+    """
     version = export_store(store, out)
-    typer.echo(f"{out}: version {version}")
+    click.echo(f"{out}: version {version}")

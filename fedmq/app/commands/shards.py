@@ -1,22 +1,23 @@
 """`fedmq shards`."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from fedmq.app.shards import write_shards
 
 
-def shards(
-    folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    *,
-    clients: Annotated[int, typer.Option(help="How many shares.", min=1)] = 2,
-    data: Annotated[str, typer.Option(help="As for demo.")] = "auto",
-    alpha: Annotated[float, typer.Option(help="Dirichlet concentration.")] = 0.3,
-    per_client: Annotated[int | None, typer.Option(help="Training images of each share.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of the partition.", min=0)] = 0,
-) -> None:
-    """Split a data set into one file for each agent and one with the test images."""
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--clients", default=2, show_default=True, type=click.IntRange(1), help="How many shares.")
+@click.option("--data", default="auto", show_default=True, help="As for demo.")
+@click.option("--alpha", default=0.3, show_default=True, help="Dirichlet concentration of the labels.")
+@click.option("--per-client", type=click.IntRange(1), help="Training images of each share.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the partition.")
+def shards(folder: Path, clients: int, data: str, alpha: float, per_client: int | None, seed: int) -> None:
+    """Split a data set into shares in FOLDER.
+
+    One file for each agent, and one with the test images.
+    """
     for line in write_shards(folder, data, clients=clients, alpha=alpha, per_client=per_client, seed=seed):
-        typer.echo(line)
+        click.echo(line)

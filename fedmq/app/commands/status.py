@@ -8,5 +8,8 @@ from fedmq.app.status import StatusSettings, show_status
 
 @with_settings(StatusSettings)
 def status(settings: StatusSettings) -> None:
-    """Show what a running federation says of itself: model, aggregator, clients, accuracy."""
+    """Show how a running federation is.
+
+    Model, aggregator, clients, accuracy: what its retained topics say.
+    """
     show_status(settings, Console())

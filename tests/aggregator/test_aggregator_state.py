@@ -1,0 +1,89 @@
+"""A snapshot is the state, bit for bit, and nothing else is taken for one."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import msgpack
+import numpy as np
+import pytest
+
+from fedmq.aggregator.admission import AdmissionSettings
+from fedmq.aggregator.engine import Engine
+from fedmq.aggregator.ledger import Ledger
+from fedmq.aggregator.state import pack_state, unpack_state
+from fedmq.errors import StoreError
+
+NewEngine = Callable[..., Engine]
+
+
+def unpack(data: bytes) -> Engine:
+    """An engine of a snapshot, with an empty ledger."""
+    return unpack_state(data, ledger=Ledger(), admission=AdmissionSettings(), max_update_bytes=1000)
+
+
+@pytest.fixture
+def engine(new_engine: NewEngine) -> Engine:
+    """One with awkward numbers everywhere."""
+    engine = new_engine(
+        buffer_size=7,
+        staleness="hinge(0.1, 3.3333333333333335)",
+        learning_rate=1 / 3,
+        momentum=0.9,
+        weighting="examples",
+    )
+    state = engine.state
+    for array in (state.vector, state.buffer, state.momentum):
+        array[:] = np.resize(np.array([1e-45, -0.0, 0.1, 3.4e38, -1e-38, 1 / 3], np.float32), array.size)
+    state.version, state.filled, state.weight = 2**40, 3, 1e308
+    state.mean_staleness, state.contributors = 2 / 3, ["a", "b"]
+    engine.position = 2**41
+    engine.tally.folded, engine.tally.refused = 5, Counter(stale=3, norm=1)
+    return engine
+
+
+def test_a_snapshot_is_the_state_to_the_last_bit(engine: Engine) -> None:
+    """Rule, layout, arrays, counters; unpacked and packed again it is the same bytes."""
+    packed = pack_state(engine)
+    other = unpack(packed)
+
+    assert packed == pack_state(other)
+    assert engine.rule == other.rule
+    assert engine.layout == other.layout
+    assert engine.state.vector.tobytes() == other.state.vector.tobytes()
+    assert (engine.epoch, engine.position, engine.tally) == (other.epoch, other.position, other.tally)
+
+
+def test_the_unpacked_state_can_be_written_to(engine: Engine) -> None:
+    """Folding works in place."""
+    state = unpack(pack_state(engine)).state
+
+    assert state.vector.flags.writeable
+    assert state.buffer.flags.writeable
+    assert state.momentum.flags.writeable
+
+
+def test_a_snapshot_of_another_schema_is_refused(engine: Engine) -> None:
+    """With both numbers."""
+    fields = msgpack.unpackb(pack_state(engine)) | {"schema": 2}
+    with pytest.raises(StoreError, match="the snapshot has schema 2, this release reads schema 1"):
+        unpack(msgpack.packb(fields))
+
+
+def test_what_is_no_snapshot_is_refused(engine: Engine) -> None:
+    """Cut off, of another shape, or with a field that is missing or wrong."""
+    fields = msgpack.unpackb(pack_state(engine))
+    changes: list[dict[str, object]] = [
+        {"vector": b"123"},
+        {"vector": None},
+        {"layout": [["w", [1], "int8", "trainable"]]},
+        {"layout": 5},
+        {"rule": {}},
+        {"rule": fields["rule"] | {"staleness": "cubic(1)"}},
+        {"refused": 5},
+    ]
+    damaged = [b"", b"\xc1", pack_state(engine)[:-5], msgpack.packb([1]), msgpack.packb({})]
+    damaged += [msgpack.packb(fields | change) for change in changes]
+    damaged += [msgpack.packb({k: v for k, v in fields.items() if k != name}) for name in fields]
+    for data in damaged:
+        with pytest.raises(StoreError, match=r"the snapshot cannot be read .* run fedmq verify"):
+            unpack(data)
