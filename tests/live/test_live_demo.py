@@ -15,6 +15,11 @@ import numpy as np
 import pytest
 from fedmq.aggregator.recovery import restore
 from fedmq.aggregator.store import Store
+from fedmq.broker import EmbeddedBroker
+
+from fedmq.connection import ConnectionSettings
+from fedmq.transport.base import Connected, Delivery
+from fedmq.transport.mqtt import MqttTransport
 
 SECONDS = 120.0
 
@@ -34,6 +39,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{stem}-images-idx3-ubyte").write_bytes(
             (0x803).to_bytes(4, "big") + shape + pictures.tobytes()
         )
+        labels[: count // 30] = 3 - labels[: count // 30]  # so that nobody is ever right about everything
         head = (0x801).to_bytes(4, "big") + count.to_bytes(4, "big")
         (folder / f"{stem}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
     return folder
@@ -202,3 +208,65 @@ def test_the_demo_runs_in_one_process(tmp_path: Path, images: Path) -> None:
         status = process.wait(SECONDS)
 
     assert status == 0, (tmp_path / "output").read_text()
+
+
+def test_a_broker_that_was_there_before_is_left_as_it_was(tmp_path: Path, images: Path) -> None:
+    """With HOST:PORT neither retained messages nor sessions of the demo stay behind."""
+    with EmbeddedBroker() as broker:
+        with demo(tmp_path, images, "--broker", f"{broker.host}:{broker.port}", "--target", "0.9") as process:
+            status = process.wait(SECONDS)
+        leftover = retained(broker.host, broker.port)
+        sessions = broker.counters
+
+    assert status == 0, (tmp_path / "output").read_text()
+    assert leftover == {}
+    assert sessions.connected == 0
+
+
+def test_status_tells_of_a_running_demo(tmp_path: Path, images: Path) -> None:
+    """Version, updates and accuracy, from the retained topics alone."""
+    with EmbeddedBroker() as broker:
+        address = ("--broker-host", broker.host, "--broker-port", str(broker.port))
+        with demo(
+            tmp_path,
+            images,
+            "--broker",
+            f"{broker.host}:{broker.port}",
+            "--target",
+            "1.0",
+            "--timeout",
+            "100",
+        ) as process:
+            wait_for(lambda: folds(tmp_path) >= 10, process, tmp_path)
+            run = run_folder(tmp_path)
+            assert run is not None
+            done = subprocess.run(
+                [sys.executable, "-m", "fedmq.app", "status", "--federation", f"demo-{run.name}", *address],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+
+    assert done.returncode == 0, done.stderr
+    for word in ("aggregator", "online", "version", "updates_folded", "accuracy", "agent-03"):
+        assert word in done.stdout
+
+
+def retained(host: str, port: int) -> dict[str, bytes]:
+    """All retained messages of a broker but its own counters."""
+    found = {}
+    transport = MqttTransport(ConnectionSettings(host=host, port=port).mqtt(client_id="look"))
+    transport.start()
+    try:
+        while (event := transport.poll(2.0)) is not None:
+            match event:
+                case Connected():
+                    transport.subscribe("#")
+                case Delivery(topic=topic, payload=payload):
+                    found[topic] = payload
+                case _:
+                    pass
+    finally:
+        transport.close()
+    return found
