@@ -6,7 +6,7 @@ buffers and what `private` matches stay on the device. A parameter that occurs t
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -23,12 +23,47 @@ from .trainer import Task, TrainingStoppedError, TrainResult
 #: Batches of (inputs, targets); a DataLoader is one.
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], Mapping[str, Scalar]], torch.optim.Optimizer]
 
 
-def sgd(parameters: Iterable[nn.Parameter], settings: Mapping[str, Scalar]) -> torch.optim.Optimizer:
+class Optimizer(Protocol):
+    """What the training loop needs of an optimiser; all of `torch.optim` has it."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> object:
+        """Move the parameters."""
+
+
+MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], Mapping[str, Scalar]], Optimizer]
+
+
+class PlainSgd:
+    """`w ← w − learning_rate · gradient`, and nothing else.
+
+    Not `torch.optim.SGD`: the first step of any optimiser there loads torch's compiler, which costs a small device
+    70 MB and several seconds.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        self._parameters, self._learning_rate = list(parameters), learning_rate
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the parameters against their gradients."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=self._learning_rate)
+
+
+def sgd(parameters: Iterable[nn.Parameter], settings: Mapping[str, Scalar]) -> Optimizer:
     """Plain SGD with the plan's `learning_rate`."""
-    return torch.optim.SGD(parameters, lr=float(settings.get("learning_rate", 0.05)))
+    return PlainSgd(parameters, float(settings.get("learning_rate", 0.05)))
 
 
 class TorchTrainer:
