@@ -42,7 +42,8 @@ def load_local_data(path: str, split: str, *, features: int, classes: int) -> Lo
         SettingError: the file is missing, damaged, or does not fit the model.
     """
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
+        # opened here, because np.load leaves a damaged file open
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if split == "test" and "test_images" not in file:
                 return LocalData(images=np.zeros((0, features), np.float32), labels=np.zeros(0, np.int64))
             images, labels = file[f"{split}_images"], file[f"{split}_labels"]
