@@ -41,6 +41,10 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
         _save(settings, store, engine, keep=1)
         return engine
     _check_model(settings, engine)
+    if settings.store.new_epoch:
+        engine.epoch = _draw_epoch()
+        log.warning("a new model epoch begins at version %d", engine.state.version)
+        _save(settings, store, engine, keep=1)
     if engine.rule != rule:
         log.info("the fold settings changed: %s", rule)
         engine.rule = rule
@@ -92,7 +96,7 @@ def _begin(settings: AggregatorSettings, rule: Rule) -> Engine:
     layout, vector = load_model(settings.model)
     log.info("a new federation of %d parameters from %s", layout.size, settings.model)
     return Engine(
-        epoch=secrets.randbits(62) + 1,
+        epoch=_draw_epoch(),
         layout=layout,
         rule=rule,
         state=strategy.init(rule, vector),
@@ -100,6 +104,10 @@ def _begin(settings: AggregatorSettings, rule: Rule) -> Engine:
         admission=settings.admission,
         max_update_bytes=settings.task.max_update_bytes,
     )
+
+
+def _draw_epoch() -> int:
+    return secrets.randbits(62) + 1
 
 
 def _check_model(settings: AggregatorSettings, engine: Engine) -> None:

@@ -31,7 +31,7 @@ from fedmq.transport.base import (
     Transport,
     Will,
 )
-from fedmq.types import ClientId, ObjectRef, Presence, PresenceState, Receipt, Refusal
+from fedmq.types import ClientId, ObjectRef, Presence, PresenceState, Receipt, Refusal, Rejection
 
 from .engine import Arrival, Decision, Engine
 from .ledger import Key
@@ -262,6 +262,11 @@ class Service:
         for record in decision.records:
             if record.refusal is not None:
                 log.warning("refused %s: %s", record.id, record.refusal)
+                if record.refusal.reason is Rejection.FUTURE_VERSION:
+                    log.error(
+                        "clients know a later version of this model than the store: if an older store was "
+                        "restored, start the aggregator once with --store-new-epoch"
+                    )
                 self._events.write(
                     "refusal", client=record.id.client, seq=record.id.seq, reason=record.refusal.reason
                 )
@@ -293,6 +298,7 @@ class Service:
 
     def _greet(self) -> None:
         """After each connect: the broker may have lost what it kept, so everything is published again."""
+        log.info("connected to the broker")
         self._connected = True
         self._receipts_out.clear()
         self._models_out.clear()

@@ -33,6 +33,9 @@ class StoreSettings:
     """What is kept on disk, and how often it is made durable."""
 
     path: Path = setting(Path("aggregator.db"), help="the store: journal, ledger and snapshots in one file")
+    new_epoch: bool = setting(
+        False, help="give this once after restoring an older store: clients then accept its older version"
+    )
     batch_size: int = setting(64, help="messages in one transaction at most", low=1, high=10_000)
     batch_delay: float = setting(
         0.01, help="seconds to wait for more messages for a transaction", low=0, high=10

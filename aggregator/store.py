@@ -64,6 +64,37 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """One journal row as people see it.
+
+    Attributes:
+        position: its place.
+        client: who contributed.
+        epoch: from which outbox.
+        seq: its number there.
+        base_version: the version it was trained from.
+        version: the model's version when it was folded or refused.
+        examples: as claimed.
+        reason: why it was refused; empty when it was folded.
+        detail: the facts that led to the refusal.
+        received: wall time in seconds since 1970.
+        message_bytes: size of its envelope; None when that is no longer kept, or never was.
+    """
+
+    position: int
+    client: str
+    epoch: int
+    seq: int
+    base_version: int
+    version: int
+    examples: int
+    reason: str
+    detail: str
+    received: float
+    message_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkChanges:
     """What a batch does to the unfinished chunks.
 
@@ -81,15 +112,21 @@ class Store:
 
     Args:
         path: the file; made when it is missing, with its folder.
+        read_only: look at it without holding it, also while an aggregator works on it; it must exist.
 
     Raises:
         StoreError: another process has it open, it is no fedmq store, it is damaged, or the disk refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._file = Database(
-            path, tables=_TABLES, application_id=_APPLICATION_ID, schema=SCHEMA, purpose="aggregator's store"
+            path,
+            tables=_TABLES,
+            application_id=_APPLICATION_ID,
+            schema=SCHEMA,
+            purpose="aggregator's store",
+            read_only=read_only,
         )
         self._db = self._file.connection
 
@@ -191,6 +228,40 @@ class Store:
                     message=envelope or b"",
                     num_examples=examples,
                 )
+
+    def journal(self) -> Iterator[JournalEntry]:
+        """Every journal row that is kept, in order, without messages."""
+        with self._file.explained("read the journal"):
+            rows = self._db.execute(
+                "SELECT j.position, client, epoch, seq, base_version, version, examples, reason, detail, received, "
+                "length(envelope) FROM journal j LEFT JOIN message m ON m.position = j.position ORDER BY j.position"
+            )
+            for position, client, epoch, seq, base, version, examples, reason, detail, received, size in rows:
+                yield JournalEntry(
+                    position=position,
+                    client=client,
+                    epoch=epoch,
+                    seq=seq,
+                    base_version=base,
+                    version=version,
+                    examples=examples,
+                    reason=reason or "",
+                    detail=detail or "",
+                    received=received,
+                    message_bytes=size,
+                )
+
+    def damaged_snapshots(self) -> list[int]:
+        """Positions of the snapshots whose digest does not match."""
+        with self._file.explained("read the snapshots"):
+            rows = self._db.execute("SELECT position, digest, state FROM snapshot ORDER BY position")
+            return [place for place, digest, state in rows if hashlib.sha256(state).digest() != digest]
+
+    def check_integrity(self) -> list[str]:
+        """What SQLite itself finds wrong with the file; empty when nothing."""
+        with self._file.explained("check"):
+            lines = [line for (line,) in self._db.execute("PRAGMA integrity_check(20)")]
+            return [] if lines == ["ok"] else lines
 
     def receipts(self) -> Iterator[Receipt]:
         """The whole ledger."""

@@ -167,6 +167,7 @@ class Agent:
         return min(max(due - self._clock(), 0.0), 60.0)
 
     def _greet(self) -> None:
+        log.info("connected to the broker")
         topics = self._topics
         for topic in (topics.plan, topics.receipt(self._client), topics.aggregator(self._settings.shard)):
             self.transport.subscribe(topic)

@@ -77,6 +77,7 @@ class Evaluator:
         event = self.transport.poll(min(max(due - self._clock(), 0.0), 60.0))
         match event:
             case Connected():
+                log.info("connected to the broker")
                 self.transport.subscribe(self._topics.plan)
                 if self._download is not None:
                     self._download.start()

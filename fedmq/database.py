@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from .errors import StoreError
 
@@ -23,15 +24,28 @@ class Database:
         application_id: tells our files from others' (SQLite's `PRAGMA application_id`).
         schema: the number of this release's schema.
         purpose: what the file is, for messages.
+        read_only: look at it without holding it, also while another process writes; it must exist.
 
     Raises:
         StoreError: another process has it open, it is something else, it is damaged, or the disk refuses.
     """
 
-    def __init__(self, path: Path, *, tables: str, application_id: int, schema: int, purpose: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        tables: str,
+        application_id: int,
+        schema: int,
+        purpose: str,
+        read_only: bool = False,
+    ) -> None:
         self.path = path
         self._purpose = purpose
         self._lock = -1
+        if read_only:
+            self._open_read_only(application_id, schema)
+            return
         with self.explained("open"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -47,6 +61,18 @@ class Database:
                 self.close()
                 raise
 
+    def _open_read_only(self, application_id: int, schema: int) -> None:
+        if not self.path.exists():
+            raise StoreError(f"{self.path}: there is no such {self._purpose}")
+        with self.explained("open"):
+            address = f"file:{quote(str(self.path.resolve()))}?mode=ro"
+            self.connection = sqlite3.connect(address, uri=True, isolation_level=None)
+            try:
+                self._check(application_id, schema)
+            except BaseException:
+                self.connection.close()
+                raise
+
     def _take_lock(self) -> None:
         lock = os.open(f"{self.path}.lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
@@ -60,6 +86,19 @@ class Database:
 
     def _prepare(self, tables: str, application_id: int, schema: int) -> None:
         execute = self.connection.execute
+        is_new = self._check(application_id, schema)
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = FULL")
+        if is_new:
+            with self.transaction():
+                for statement in tables.split(";"):
+                    execute(statement)
+                execute(f"PRAGMA application_id = {application_id}")
+                execute(f"PRAGMA user_version = {schema}")
+
+    def _check(self, application_id: int, schema: int) -> bool:
+        """Whether the file is empty; raises when it is not ours."""
+        execute = self.connection.execute
         (found,) = execute("PRAGMA application_id").fetchone()
         (version,) = execute("PRAGMA user_version").fetchone()
         (entries,) = execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -69,14 +108,7 @@ class Database:
             raise StoreError(
                 f"{self.path} is a {self._purpose} with schema {version}, this release reads schema {schema}"
             )
-        execute("PRAGMA journal_mode = WAL")
-        execute("PRAGMA synchronous = FULL")
-        if not found:
-            with self.transaction():
-                for statement in tables.split(";"):
-                    execute(statement)
-                execute(f"PRAGMA application_id = {application_id}")
-                execute(f"PRAGMA user_version = {schema}")
+        return not found
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -19,7 +19,10 @@ _INTERRUPTED: Final = 130
 #: Command and module, in the order in which `fedmq --help` lists them.
 COMMANDS: Final[Mapping[str, str]] = {
     name: f"fedmq.app.commands.{name}"
-    for name in ("demo", "aggregator", "agent", "evaluator", "broker", "init", "shards", "status", "export")
+    for name in (
+        *("demo", "aggregator", "agent", "evaluator", "broker", "init", "shards"),
+        *("status", "export", "journal", "verify", "replay"),
+    )
 }
 
 
@@ -57,7 +60,8 @@ def fedmq(log_level: str) -> None:
 
 def main() -> None:
     """The console script: errors that are ours to explain end in one line and status 2."""
-    sys.path.insert(0, "")  # a trainer of the user's own lies in the folder where the command is given
+    # A trainer of the user's own lies in the folder where the command is given; last, so that it hides nothing.
+    sys.path.append("")
     try:
         fedmq(standalone_mode=False)
     except FedmqError as error:

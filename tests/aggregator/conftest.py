@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
 from fedmq.aggregator import strategy
 from fedmq.aggregator.admission import AdmissionSettings
 from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.ledger import Ledger
 from fedmq.aggregator.strategy import FoldSettings, make_rule
+
 from fedmq.codecs import parse_pipeline
 from fedmq.encoding import encode
 from fedmq.layout import ParamLayout, Segment, SegmentKind

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from fedmq.aggregator.admission import AdmissionSettings, Conditions, judge_content, judge_header
+
 from fedmq.codecs import SparseVector
 from fedmq.encoding import DecodedVector
 from fedmq.layout import ParamLayout

@@ -6,14 +6,14 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from fedmq import wire
 from fedmq.aggregator.admission import AdmissionSettings
 from fedmq.aggregator.engine import Arrival, Decision, Engine
 from fedmq.aggregator.spool import Spool
 from fedmq.aggregator.state import pack_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmq import wire
 from fedmq.chunks import checksum
 from fedmq.errors import StoreError, WireError
 from fedmq.types import Chunk, ClientId, Receipt, Refusal, Rejection, UpdateId
@@ -125,7 +125,9 @@ def test_in_a_synchronous_version_each_client_counts_once(new_engine: NewEngine,
     assert (1, 1) == (engine.state.version, engine.state.filled)
 
 
-def chunk(data: bytes, *, client: str = "a", seq: int = 1, index: int = 0, count: int = 1, size: int = 0) -> bytes:
+def chunk(
+    data: bytes, *, client: str = "a", seq: int = 1, index: int = 0, count: int = 1, size: int = 0
+) -> bytes:
     """A chunk with the digest of `data`."""
     update_id = UpdateId(client=ClientId(client), epoch=7, seq=seq)
     return wire.pack_chunk(
@@ -153,9 +155,15 @@ def test_every_rejection_can_be_reached_from_the_wire(
         R.STALE: ([message(seq=2, base=0)], "3 versions old, at most 2 are allowed"),
         R.SAMPLE_COUNT: ([message(seq=2, base=3, examples=99)], "99 examples, 1 to 50 are allowed"),
         R.BAD_PAYLOAD: ([message(seq=2, base=3, payload=b"12345678")], "codec payload: "),
-        R.NOT_FINITE: ([message(seq=2, base=3, payload=poisoned)], "the delta holds an infinite value or NaN"),
+        R.NOT_FINITE: (
+            [message(seq=2, base=3, payload=poisoned)],
+            "the delta holds an infinite value or NaN",
+        ),
         R.NORM: ([message(seq=2, base=3, delta=9)], "the delta's norm is 42.2137, at most 10 is allowed"),
-        R.ALREADY_CONTRIBUTED: ([message(seq=1, base=3), message(seq=2, base=3)], "to version 3: each client"),
+        R.ALREADY_CONTRIBUTED: (
+            [message(seq=1, base=3), message(seq=2, base=3)],
+            "to version 3: each client",
+        ),
         R.SEQUENCE: ([message(seq=300, floor=2, base=3)], "seq 300 is too far beyond 0, floor 2"),
         R.QUOTA: (
             [chunk(b"x", seq=seq, count=2, size=2) for seq in range(1, 6)],
@@ -200,7 +208,9 @@ def test_a_chunk_of_what_is_too_large_settles_it_at_any_number(new_engine: NewEn
     assert (stale, too_large) == (receipt.refusal(999), receipt.refusal(1003))
 
 
-def test_a_hostile_client_can_not_make_the_pipeline_cache_grow(new_engine: NewEngine, message: Message) -> None:
+def test_a_hostile_client_can_not_make_the_pipeline_cache_grow(
+    new_engine: NewEngine, message: Message
+) -> None:
     """Each text is parsed; only some are remembered."""
     engine = new_engine()
     for seq in range(1, 200):
@@ -235,7 +245,9 @@ def test_a_journalled_message_that_no_longer_decodes_is_a_damaged_store(
             new_engine().replay([replace(record, message=damaged, delta=None)])
     gone = wire.unpack_update(good)
     with pytest.raises(StoreError, match="there is no codec 'zstd'"):
-        new_engine().replay([replace(record, message=wire.pack_update(replace(gone, codec="zstd")), delta=None)])
+        new_engine().replay(
+            [replace(record, message=wire.pack_update(replace(gone, codec="zstd")), delta=None)]
+        )
 
 
 def test_a_codec_that_is_not_installed_is_a_bad_payload(new_engine: NewEngine, message: Message) -> None:
@@ -260,7 +272,9 @@ def histories(draw: st.DrawFn) -> list[tuple[str, int, int, float, int]]:
     for client in draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=12)):
         numbers[client] += 1
         base = draw(st.integers(0, 3))
-        history.append((client, numbers[client], base, draw(st.floats(-1, 1, width=32)), draw(st.integers(0, 9))))
+        history.append(
+            (client, numbers[client], base, draw(st.floats(-1, 1, width=32)), draw(st.integers(0, 9)))
+        )
     return history
 
 
@@ -277,7 +291,9 @@ def test_redeliveries_change_nothing_in_any_interleaving(
     random = Random(seed)
     size = None if name == "fedasync" else 2
     arrivals = [
-        Arrival(client=client, message=message(client, seq, floor=1, base=base, delta=delta, examples=examples))
+        Arrival(
+            client=client, message=message(client, seq, floor=1, base=base, delta=delta, examples=examples)
+        )
         for client, seq, base, delta, examples in history
     ]
     random.shuffle(arrivals)

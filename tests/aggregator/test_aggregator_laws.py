@@ -10,15 +10,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-
-from fedmq import wire
 from fedmq.aggregator.admission import AdmissionSettings
 from fedmq.aggregator.engine import Arrival, Decision, Engine, Record
 from fedmq.aggregator.ledger import Key, Ledger
 from fedmq.aggregator.state import pack_state, unpack_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from fedmq import wire
 from fedmq.types import ClientId, Receipt
 
 Message = Callable[..., bytes]
@@ -186,7 +193,10 @@ class Federation(RuleBasedStateMachine):
 
         assert len(set(journalled)) == len(journalled)
         assert all(record.refusal is None for record in self.disk.journal)
-        assert np.full(state.vector.size, sum(self.delta[key] for key in journalled) / 64).tolist() == total.tolist()
+        assert (
+            np.full(state.vector.size, sum(self.delta[key] for key in journalled) / 64).tolist()
+            == total.tolist()
+        )
         assert all(self.settled(client).is_settled(seq) for client, seq in journalled)
         assert not [
             (client, seq)
@@ -217,4 +227,3 @@ def test_no_crash_and_no_redelivery_loses_or_doubles_an_update(
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Machine, settings=settings(max_examples=40, stateful_step_count=25, derandomize=True, deadline=None)
     )
-

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from fedmq.aggregator.ledger import Ledger, LedgerView, fits, settle
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmq import wire
-from fedmq.aggregator.ledger import Ledger, LedgerView, fits, settle
 from fedmq.types import ClientId, Receipt, Refusal, Rejection, UpdateId
 from fedmq.wire import MAX_RECEIPT_ENTRIES
 
@@ -62,7 +62,11 @@ class _Outbox:
     pending: set[int] = field(default_factory=set)
 
 
-@given(st.lists(st.tuples(st.sampled_from("make send refuse receipt".split()), st.integers(0, 10**6)), max_size=80))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["make", "send", "refuse", "receipt"]), st.integers(0, 10**6)), max_size=80
+    )
+)
 def test_an_honest_clients_receipt_tells_all_it_needs(moves: list[tuple[str, int]]) -> None:
     """Whatever is lost and overtakes: each pending update is settled or not as it was judged, with its refusal."""
     outbox, receipt = _Outbox(), empty()
@@ -72,9 +76,11 @@ def test_an_honest_clients_receipt_tells_all_it_needs(moves: list[tuple[str, int
         match move:
             case "make":
                 for _ in range(number % 40):
-                    if len(outbox.pending) < MAX_RECEIPT_ENTRIES and outbox.next_seq - min(
-                        outbox.pending, default=outbox.next_seq
-                    ) < MAX_RECEIPT_ENTRIES:
+                    if (
+                        len(outbox.pending) < MAX_RECEIPT_ENTRIES
+                        and outbox.next_seq - min(outbox.pending, default=outbox.next_seq)
+                        < MAX_RECEIPT_ENTRIES
+                    ):
                         outbox.pending.add(outbox.next_seq)
                         outbox.next_seq += 1
             case "receipt":  # some of what is settled is forgotten: it saw an older receipt, perhaps
@@ -97,7 +103,9 @@ def test_an_honest_clients_receipt_tells_all_it_needs(moves: list[tuple[str, int
 
 
 steps = st.tuples(
-    st.integers(1, 700) | st.integers(1, 2**63 - 1), st.integers(1, 700) | st.integers(1, 2**63 - 1), st.booleans()
+    st.integers(1, 700) | st.integers(1, 2**63 - 1),
+    st.integers(1, 700) | st.integers(1, 2**63 - 1),
+    st.booleans(),
 )
 
 

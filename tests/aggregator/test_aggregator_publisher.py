@@ -4,12 +4,12 @@ from random import Random
 
 import numpy as np
 import pytest
+from fedmq.aggregator.publisher import Publication, Publisher, PublishSettings
+from fedmq.edge_agent.frames import FrameCache, FrameReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmq import encoding, wire
-from fedmq.aggregator.publisher import Publication, Publisher, PublishSettings
-from fedmq.edge_agent.frames import FrameCache, FrameReader
 from fedmq.errors import SettingError
 from fedmq.layout import ParamLayout, Segment, SegmentKind
 from fedmq.types import GlobalModel, ModelVersion, ObjectRef
@@ -84,7 +84,10 @@ def test_both_ends_decode_the_same_bits(
     random = Random(seed)
     keyframe, delta = codecs
     source = publisher(
-        keyframe_codec=keyframe, delta_codec=delta, keyframe_versions=keyframe_versions, chunk_bytes=chunk_bytes
+        keyframe_codec=keyframe,
+        delta_codec=delta,
+        keyframe_versions=keyframe_versions,
+        chunk_bytes=chunk_bytes,
     )
     broker = Broker()
     faithful, casual = FrameReader(LAYOUT, FrameCache(None)), FrameReader(LAYOUT, FrameCache(None))
@@ -125,7 +128,8 @@ def kinds(publications: list[Publication]) -> str:
     """K for a keyframe, d for an inline delta, D for one that is an object."""
     letters = {False: "d", True: "D"}
     return "".join(
-        "K" if p.head.delta is None else letters[isinstance(p.head.delta.content, ObjectRef)] for p in publications
+        "K" if p.head.delta is None else letters[isinstance(p.head.delta.content, ObjectRef)]
+        for p in publications
     )
 
 
@@ -206,5 +210,7 @@ def test_the_keyframe_can_be_sent_again() -> None:
 @pytest.mark.parametrize("name", ["keyframe_codec", "delta_codec"])
 def test_a_codec_that_cannot_be_is_named_with_its_setting(name: str) -> None:
     """And with what the pipeline's parser says of it."""
-    with pytest.raises(SettingError, match=f"setting publish.{name} = 'zip' .* there is no codec 'zip'; known are"):
+    with pytest.raises(
+        SettingError, match=f"setting publish.{name} = 'zip' .* there is no codec 'zip'; known are"
+    ):
         publisher(**{name: "zip"})

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from fedmq import wire
 from fedmq.aggregator.admission import AdmissionSettings
 from fedmq.aggregator.engine import Arrival, Engine
 from fedmq.aggregator.recovery import recover
@@ -15,6 +13,8 @@ from fedmq.aggregator.settings import AggregatorSettings, StoreSettings
 from fedmq.aggregator.state import pack_state
 from fedmq.aggregator.store import ChunkChanges, Snapshot, Store
 from fedmq.aggregator.strategy import FoldSettings
+
+from fedmq import wire
 from fedmq.errors import ModelFileError, SettingError, StoreError
 from fedmq.layout import ParamLayout, Segment
 from fedmq.modelfile import save_model
@@ -64,9 +64,7 @@ class Life:
     def snapshot(self) -> None:
         """As the service takes it."""
         state = pack_state(self.engine)
-        snapshot = Snapshot(
-            position=self.engine.position, version=self.engine.state.version, state=state
-        )
+        snapshot = Snapshot(position=self.engine.position, version=self.engine.state.version, state=state)
         self.store.save_snapshot(snapshot, created=1.0, keep=3, keep_records=100)
 
     def everything(self) -> tuple[bytes, set[bytes]]:
@@ -109,7 +107,9 @@ def test_a_new_store_begins_from_the_model_file(settings: AggregatorSettings, la
         after = second.everything()
 
         assert before == after
-        assert np.linspace(-1, 1, layout.size, dtype=np.float32).tolist() == second.engine.state.vector.tolist()
+        assert (
+            np.linspace(-1, 1, layout.size, dtype=np.float32).tolist() == second.engine.state.vector.tolist()
+        )
         assert (0, 0) == (second.engine.state.version, second.engine.position)
         assert 0 < second.engine.epoch < 2**63
 
@@ -129,7 +129,9 @@ def test_recovery_equals_live_at_every_cut(
             expected = live.everything()
         with Life(settings) as recovered:
             assert expected == recovered.everything()
-    with Life(replace(settings, store=replace(settings.store, path=settings.store.path.with_name("b.db")))) as once:
+    with Life(
+        replace(settings, store=replace(settings.store, path=settings.store.path.with_name("b.db")))
+    ) as once:
         once.engine.epoch = live.engine.epoch
         once.take(history)
 
@@ -160,7 +162,9 @@ def test_without_an_intact_snapshot_nothing_is_begun_anew(
     with Life(settings) as live:
         live.take(as_sent_to(live, history))
         live.store._db.execute("UPDATE snapshot SET state = zeroblob(99)")
-    with pytest.raises(StoreError, match=r"no intact snapshot is left: restore a backup, or start with a new"):
+    with pytest.raises(
+        StoreError, match=r"no intact snapshot is left: restore a backup, or start with a new"
+    ):
         Life(settings)
 
 
@@ -226,7 +230,9 @@ def test_no_snapshot_from_before_a_changed_rule_is_recovered_from(
         Life(changed)
 
 
-def test_momentum_that_is_switched_off_is_forgotten(settings: AggregatorSettings, history: list[bytes]) -> None:
+def test_momentum_that_is_switched_off_is_forgotten(
+    settings: AggregatorSettings, history: list[bytes]
+) -> None:
     """Switched on again, it does not come back from long ago."""
     on = replace(settings, fold=FoldSettings(buffer_size=2, momentum=0.9))
     with Life(on) as live:
@@ -269,7 +275,9 @@ def test_a_model_file_of_another_shape_beside_a_store_is_a_mistake(
     Life(settings).store.close()
     other = ParamLayout((Segment(name="w", shape=(5, 5)),))
     save_model(tmp_path / "other.safetensors", other, np.zeros(25, np.float32))
-    with pytest.raises(SettingError, match=r"holds another model \(w \[4, 5\] .* here, w \[5, 5\] .* there\)"):
+    with pytest.raises(
+        SettingError, match=r"holds another model \(w \[4, 5\] .* here, w \[5, 5\] .* there\)"
+    ):
         Life(replace(settings, model=tmp_path / "other.safetensors"))
     with Life(replace(settings, model=tmp_path / "gone.safetensors")) as again:
         assert 0 == again.engine.position

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from fedmq import wire
 from fedmq.aggregator import service as service_module
 from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.service import SESSION_EXPIRY, Service
 from fedmq.aggregator.settings import AggregatorSettings, StoreSettings, TaskSettings
 from fedmq.aggregator.store import Store
 from fedmq.aggregator.strategy import FoldSettings
-from fedmq.chunks import checksum, split
 from fedmq.edge_agent.frames import FrameCache, FrameReader
+
+from fedmq import wire
+from fedmq.chunks import checksum, split
 from fedmq.envelope import Kind
 from fedmq.errors import SettingError, StoreError, TransportError
 from fedmq.layout import ParamLayout, Segment
@@ -43,7 +43,7 @@ class World:
         self.broker = MemoryBroker(clock=lambda: self.now)
         self.settings = AggregatorSettings(
             model=folder / "model.safetensors",
-            fold=FoldSettings(buffer_size=1),
+            fold=FoldSettings(buffer_size=1, staleness="constant"),
             publish=PublishSettings(min_interval=0.0),
             store=StoreSettings(path=folder / "aggregator.db", batch_delay=0.0),
             stats_interval=1e6,
@@ -101,7 +101,9 @@ class World:
 
     def retained(self, topic_filter: str) -> dict[str, bytes]:
         """What lies on matching topics."""
-        visitor = self.client("visitor", topic_filter)
+        visitor = MemoryTransport(self.broker, "visitor", clean_start=True, session_expiry=0)
+        visitor.start()
+        visitor.subscribe(topic_filter)
         found = {event.topic: event.payload for event in events(visitor)}
         visitor.close()
         return found
@@ -151,7 +153,9 @@ def test_a_greeting_comes_in_the_order_in_which_an_edge_needs_it(world: World) -
     (keyframe,) = [event.topic for event in came if "/object/" in event.topic]
     birth = wire.unpack_presence(Kind.AGGREGATOR, came[3].payload)
 
-    assert [TOPICS.plan, keyframe, TOPICS.model, TOPICS.aggregator("0")] == [event.topic for event in came[:4]]
+    assert [TOPICS.plan, keyframe, TOPICS.model, TOPICS.aggregator("0")] == [
+        event.topic for event in came[:4]
+    ]
     assert service.plan == wire.unpack_plan(came[0].payload)
     assert (PresenceState.ONLINE, service.engine.epoch) == (birth.state, birth.epoch)
     assert service.engine.state.vector.tolist() == world.model().vector.tolist()
@@ -160,14 +164,16 @@ def test_a_greeting_comes_in_the_order_in_which_an_edge_needs_it(world: World) -
 def test_an_update_is_folded_acknowledged_answered_and_published(world: World, update: Message) -> None:
     """The whole path of one."""
     service = world.start()
-    world.send(update(delta=0.25))
+    delta = np.zeros(22, np.float32)
+    delta[5] = 0.25
+    world.send(update(delta=delta))
     world.turn(service)
 
-    assert [0.25] * 22 == service.engine.state.vector.tolist()
+    assert delta.tolist() == service.engine.state.vector.tolist()
     assert 0 == world.broker.pending(AGGREGATOR)
     assert Receipt(client=world.receipt().client, epoch=7, high_water=1) == world.receipt()
     assert 1 == world.model().version
-    assert np.allclose(0.25, world.model().vector, rtol=1e-2)
+    assert np.allclose(delta, world.model().vector, rtol=1e-2)
 
 
 def fill_disk(service: Service) -> None:
@@ -182,8 +188,8 @@ def test_nothing_is_acknowledged_before_it_is_durable(
     """While the disk is full nothing is folded, acknowledged or answered; then everything is (law 1)."""
     service = world.start()
     fill_disk(service)
-    for seq in range(1, 21):
-        world.send(update(seq=seq, delta=0.5, payload=None, codec="float32"))
+    for seq in range(1, 61):
+        world.send(update(seq=seq, delta=0.5))
     seen: list[tuple[int, int, int]] = []
 
     def wait(seconds: float) -> None:
@@ -195,10 +201,10 @@ def test_nothing_is_acknowledged_before_it_is_durable(
     monkeypatch.setattr(service_module.time, "sleep", wait)
     world.turn(service)
 
-    assert [(20, 0, 0)] * 3 == seen
-    assert (0, 20) == (world.broker.pending(AGGREGATOR), service.engine.position)
-    assert 20 == world.receipt().high_water
-    assert [10.0] * 22 == service.engine.state.vector.tolist()
+    assert [(60, 0, 0)] * 3 == seen
+    assert (0, 60) == (world.broker.pending(AGGREGATOR), service.engine.position)
+    assert 60 == world.receipt().high_water
+    assert [30.0] * 22 == service.engine.state.vector.tolist()
 
 
 def test_a_process_that_dies_behind_its_transaction_has_folded_once(
@@ -313,7 +319,9 @@ def test_a_notice_waits_until_it_can_be_sent(
     world.send(b"nonsense")
     publish, refused = service._transport.publish, []
 
-    def full(topic: str, payload: bytes, *, retain: bool = False, expiry: float | None = None) -> PublishToken:
+    def full(
+        topic: str, payload: bytes, *, retain: bool = False, expiry: float | None = None
+    ) -> PublishToken:
         if topic == TOPICS.receipt("a") and len(refused) < 2:
             refused.append(topic)
             raise TransportError("1024 publishes already wait for their outcome")
@@ -342,7 +350,14 @@ def chunks(message: bytes, seq: int = 1) -> list[bytes]:
     pieces = split(message, 50)
     return [
         wire.pack_chunk(
-            Chunk(id=update_id, index=i, count=len(pieces), size=len(message), digest=checksum(message), data=piece)
+            Chunk(
+                id=update_id,
+                index=i,
+                count=len(pieces),
+                size=len(message),
+                digest=checksum(message),
+                data=piece,
+            )
         )
         for i, piece in enumerate(pieces)
     ]
@@ -433,25 +448,26 @@ def test_a_head_never_overtakes_its_objects(tmp_path: Path, update: Message) -> 
     """Also when the transport's queue is much shorter than the model has chunks."""
     layout = ParamLayout((Segment(name="w", shape=(10_000,)),))
     world = World(tmp_path, layout)
-    service = world.start(max_queued=7, publish=PublishSettings(min_interval=0.0, chunk_bytes=1024))
     listener = world.client("listener", "fedmq/v1/default/#")
-    came = {event.topic for event in events(listener)}
-    for _ in range(10):
-        service.turn()
-        for event in events(listener):
-            came.add(event.topic)
-            if event.topic == TOPICS.model:
-                head = wire.unpack_head(event.payload)
-                ref = head.keyframe.content
+    service = world.start(max_queued=7, publish=PublishSettings(min_interval=0.0, chunk_bytes=1024))
+    world.turn(service, 10)
+    came: list[str] = []
+    for event in events(listener):
+        came.append(event.topic)
+        if event.topic == TOPICS.model:
+            ref = wire.unpack_head(event.payload).keyframe.content
 
-                assert {TOPICS.object(ref.id, index) for index in range(ref.chunks)} <= came
+            assert {TOPICS.object(ref.id, index) for index in range(ref.chunks)} <= set(came)
     service._store.close()
 
     assert 20 == ref.chunks
     assert layout.size == world.model().vector.size
-    assert PresenceState.ONLINE == wire.unpack_presence(
-        Kind.AGGREGATOR, world.retained(TOPICS.aggregator("0"))[TOPICS.aggregator("0")]
-    ).state
+    assert (
+        PresenceState.ONLINE
+        == wire.unpack_presence(
+            Kind.AGGREGATOR, world.retained(TOPICS.aggregator("0"))[TOPICS.aggregator("0")]
+        ).state
+    )
 
 
 def test_two_aggregators_cannot_have_one_store(world: World) -> None:
@@ -549,7 +565,9 @@ def test_a_service_that_is_stopped_says_goodbye_and_leaves_everything_in_order(
 
     assert PresenceState.OFFLINE is goodbye.state
     assert (1, 1) == (snapshot.position, snapshot.version)
-    assert (1, 1, 1, {}) == tuple(stats[k] for k in ("version", "updates_folded", "received", "updates_refused"))
+    assert (1, 1, 1, {}) == tuple(
+        stats[k] for k in ("version", "updates_folded", "received", "updates_refused")
+    )
     assert ["publish", "aggregator", "fold", "publish", "aggregator"] == [event["kind"] for event in diary]
     assert ("a", 1, 0) == tuple(diary[2][k] for k in ("client", "seq", "staleness"))
 
@@ -560,17 +578,19 @@ def test_a_service_that_is_stopped_while_the_disk_is_full_acknowledges_nothing(
     """It ends with the error; the next life, on a disk that works, folds what the broker kept."""
     service = world.start()
     fill_disk(service)
-    for seq in range(1, 21):
+    for seq in range(1, 61):
         world.send(update(seq=seq, delta=0.5))
     monkeypatch.setattr(service_module.time, "sleep", lambda seconds: service.stop())
     with pytest.raises(StoreError, match=r"full\. Free some space"):
         service.run()
 
-    assert 20 == world.broker.pending(AGGREGATOR)
-    assert [10.0] * 22 == world.start().engine.state.vector.tolist()
+    assert 60 == world.broker.pending(AGGREGATOR)
+    assert [30.0] * 22 == world.start().engine.state.vector.tolist()
 
 
-def test_a_snapshot_that_fails_is_taken_later(world: World, update: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_that_fails_is_taken_later(
+    world: World, update: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The journal has everything; nobody waits."""
     service = world.start(store=replace(world.settings.store, snapshot_records=2))
     save, failures = service._store.save_snapshot, []

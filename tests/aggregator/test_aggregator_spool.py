@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-
-from fedmq import wire
 from fedmq.aggregator.engine import Arrival
 from fedmq.aggregator.spool import Spool
 from fedmq.aggregator.store import ChunkChanges
+
+from fedmq import wire
 from fedmq.chunks import PIECE_BYTES, checksum, split
 from fedmq.errors import StoreError
 from fedmq.types import Chunk, ClientId, Refusal, Rejection, UpdateId
@@ -17,7 +17,11 @@ Message = Callable[..., bytes]
 
 
 def new_spool(
-    *, settled: set[UpdateId] | None = None, max_update_bytes: int = 5_000, max_bytes: int = 50_000, ttl: float = 60
+    *,
+    settled: set[UpdateId] | None = None,
+    max_update_bytes: int = 5_000,
+    max_bytes: int = 50_000,
+    ttl: float = 60,
 ) -> Spool:
     """One that takes some updates for settled."""
     known = settled if settled is not None else set()
@@ -176,7 +180,9 @@ def test_an_update_cut_anew_begins_anew(message: Message) -> None:
     assert contradiction is not None
     assert contradiction.refusal is not None
     assert Rejection.UNREADABLE is contradiction.refusal.reason
-    assert ChunkChanges(dropped=(update_id(),), added=tuple((update_id(), i, new[i]) for i in (0, 1))) == changes
+    assert (
+        ChunkChanges(dropped=(update_id(),), added=tuple((update_id(), i, new[i]) for i in (0, 1))) == changes
+    )
     assert Arrival(client="a", message=whole) == spool.take("a", new[2], 0.0)
 
 
@@ -190,9 +196,10 @@ def test_pieces_that_do_not_make_the_announced_whole_are_dropped(message: Messag
     arrival = spool.take("a", wire.pack_chunk(damaged), 0.0)
 
     assert arrival is not None
-    assert Refusal(
-        reason=Rejection.UNREADABLE, detail="chunk: the whole does not match its size and digest"
-    ) == arrival.refusal
+    assert (
+        Refusal(reason=Rejection.UNREADABLE, detail="chunk: the whole does not match its size and digest")
+        == arrival.refusal
+    )
     assert ChunkChanges(dropped=(update_id(),)) == spool.take_changes()
 
 

@@ -7,16 +7,16 @@ Several public implementations differ from them: see the last tests.
 import math
 
 import pytest
+from fedmq.aggregator.staleness import parse_staleness
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmq.aggregator.staleness import parse_staleness
 from fedmq.errors import SettingError
 
 TABLE = [
     ("constant", 0, 1.0),
     ("constant", 1000, 1.0),
-    # (1 + tau)^-a
+    # polynomial: (1 + tau) to the power of -a
     ("polynomial(0.5)", 0, 1.0),
     ("polynomial(0.5)", 1, 0.7071067811865476),
     ("polynomial(0.5)", 3, 0.5),
@@ -26,7 +26,7 @@ TABLE = [
     ("polynomial(1)", 4, 0.2),
     ("polynomial(2)", 4, 0.04),
     ("polynomial(0)", 50, 1.0),
-    # 1 up to b, then 1 / (a (tau - b) + 1)
+    # hinge: 1 up to b, then 1 / (a (tau - b) + 1)
     ("hinge(10, 4)", 0, 1.0),
     ("hinge(10, 4)", 4, 1.0),
     ("hinge(10, 4)", 5, 0.09090909090909091),
@@ -36,7 +36,7 @@ TABLE = [
     ("hinge(0.5, 2)", 3, 0.6666666666666666),
     ("hinge(0.5, 2)", 4, 0.5),
     ("hinge(0, 0)", 7, 1.0),
-    # e^(-a tau)
+    # exponential: e to the power of -a tau
     ("exponential(0.1)", 0, 1.0),
     ("exponential(0.1)", 10, 0.36787944117144233),
     ("exponential(0.5)", 4, 0.1353352832366127),

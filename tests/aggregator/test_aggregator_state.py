@@ -6,11 +6,11 @@ from collections.abc import Callable
 import msgpack
 import numpy as np
 import pytest
-
 from fedmq.aggregator.admission import AdmissionSettings
 from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.ledger import Ledger
 from fedmq.aggregator.state import pack_state, unpack_state
+
 from fedmq.errors import StoreError
 
 NewEngine = Callable[..., Engine]

@@ -1,13 +1,13 @@
 """The store: all of a decision or nothing of it, and everything back as it was written."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from fedmq.aggregator.engine import Record
 from fedmq.aggregator.store import ChunkChanges, Snapshot, Store
+
 from fedmq.errors import StoreError
 from fedmq.types import ClientId, Receipt, Refusal, Rejection, UpdateId
 
@@ -171,11 +171,13 @@ def test_a_damaged_receipt_is_found(store: Store) -> None:
     """Its CRC tells."""
     store.append([], receipts(1), NOTHING, 1.0)
     store._db.execute("UPDATE receipt SET receipt = zeroblob(20)")
-    with pytest.raises(StoreError, match="a ledger entry is damaged .* run fedmq verify"):
+    with pytest.raises(StoreError, match=r"a ledger entry is damaged .* run fedmq verify"):
         list(store.receipts())
 
 
 def test_two_aggregators_do_not_share_a_store(store: Store, path: Path) -> None:
     """The second is told to stop the first."""
-    with pytest.raises(StoreError, match="in use by another process: stop it first, or use another aggregator"):
+    with pytest.raises(
+        StoreError, match="in use by another process: stop it first, or use another aggregator"
+    ):
         Store(path)

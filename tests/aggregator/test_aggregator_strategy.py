@@ -5,12 +5,12 @@ from typing import TypeAlias
 
 import numpy as np
 import pytest
+from fedmq.aggregator import strategy
+from fedmq.aggregator.strategy import FoldSettings, FoldState, Rule, make_rule
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedmq.aggregator import strategy
-from fedmq.aggregator.strategy import FoldSettings, FoldState, Rule, make_rule
 from fedmq.codecs import SparseVector
 from fedmq.encoding import DecodedVector
 from fedmq.errors import SettingError
@@ -129,7 +129,7 @@ def test_fedasync_with_a_hinge_discounts_only_behind_the_threshold() -> None:
 
 
 def test_server_momentum_is_that_of_fedavgm() -> None:
-    """v <- beta v + D, w <- w + eta v (arXiv 1909.06335, section 4.3), over four versions."""
+    """V <- beta v + D, w <- w + eta v (arXiv 1909.06335, section 4.3), over four versions."""
     k, beta, eta = 2, 0.9, 0.5
     updates = contributions(4 * k)
     w, v = start(), np.zeros(SIZE)
@@ -197,7 +197,7 @@ def test_a_normalised_weight_is_1_at_the_running_mean() -> None:
 
 
 def test_a_mean_from_before_the_limit_was_lowered_does_no_harm() -> None:
-    """s of the mean may have come to 0; the divisor is s at the limit at least."""
+    """S of the mean may have come to 0; the divisor is s at the limit at least."""
     rule = make_rule(FoldSettings(staleness="exponential(1)", normalise_staleness=True, max_staleness=2))
     state = strategy.init(rule, start().astype(np.float32))
     state.mean_staleness = 2000.0

@@ -89,7 +89,7 @@ def test_buffers_travel_whole_and_leave_nothing(
 def test_what_is_small_arrives_in_the_end(pipeline: str) -> None:
     """A coordinate that top-k never chooses at first grows in the residual until it is sent."""
     rng = np.random.default_rng(1)
-    parsed, residual = parse_pipeline(pipeline), None
+    parsed, residual = parse_pipeline(pipeline), np.zeros(TRAINABLE, np.float32)
     total, arrived = np.zeros(TRAINABLE), np.zeros(TRAINABLE)
     for _ in range(400):
         delta = np.zeros(LAYOUT.size, np.float32)

@@ -32,7 +32,7 @@ def test_images_are_scaled_and_labels_are_whole(path: Path) -> None:
     data = load_local_data(str(path), "train", features=3, classes=2)
 
     np.testing.assert_array_equal(IMAGES.astype(np.float32) / 255, data.images)
-    assert (np.float32, np.int64) == (data.images.dtype, data.labels.dtype)
+    assert (np.dtype(np.float32), np.dtype(np.int64)) == (data.images.dtype, data.labels.dtype)
     assert LABELS.tolist() == data.labels.tolist()
     assert 4 == len(data)
 

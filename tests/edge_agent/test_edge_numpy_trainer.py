@@ -102,7 +102,7 @@ def test_the_base_is_left_alone() -> None:
     result = made.train(base, task(), never)
 
     np.testing.assert_array_equal(before, base)
-    assert (np.float32, base.shape) == (result.vector.dtype, result.vector.shape)
+    assert (np.dtype(np.float32), base.shape) == (result.vector.dtype, result.vector.shape)
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

@@ -1,5 +1,6 @@
 """The torch trainer: which tensors travel, and that it agrees with the numpy trainer."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ from fedmq.edge_agent.localdata import LocalData
 from fedmq.edge_agent.trainer import Task, TrainingStoppedError
 
 from fedmq.layout import SegmentKind
+from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")  # it is an extra
 
-from fedmq.edge_agent.torch_trainer import Shuffled, TorchTrainer, mlp  # noqa: E402
-from torch import Tensor, nn  # noqa: E402 - torch is an extra
+import torch  # noqa: E402
+from fedmq.edge_agent.torch_trainer import Optimizer, PlainSgd, Shuffled, TorchTrainer, mlp  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -236,14 +239,19 @@ def test_a_scalar_parameter_travels() -> None:
 
 
 def test_the_users_optimiser_is_made_anew_for_each_update() -> None:
-    """Momentum does not leak from one update into the next."""
-    made: list[torch.optim.Optimizer] = []
+    """Its state does not leak from one update into the next."""
+    made: list[Optimizer] = []
 
-    def heavy(parameters: object, settings: object) -> torch.optim.Optimizer:
-        made.append(torch.optim.SGD(parameters, lr=0.01, momentum=0.9))  # type: ignore[arg-type]
+    class Slowing(PlainSgd):
+        def step(self) -> None:
+            super().step()
+            self._learning_rate /= 2
+
+    def slowing(parameters: Iterable[nn.Parameter], settings: Mapping[str, Scalar]) -> Optimizer:
+        made.append(Slowing(parameters, 0.1))
         return made[-1]
 
-    trainer = TorchTrainer(nn.Linear(4, 3), nn.CrossEntropyLoss(), batches(), optimizer=heavy)
+    trainer = TorchTrainer(nn.Linear(4, 3), nn.CrossEntropyLoss(), batches(), optimizer=slowing)
     base = trainer.initial()
     results = [trainer.train(base, TASK, never).vector for _ in range(2)]
 
@@ -274,7 +282,8 @@ def test_an_accuracy_per_pixel_is_a_share_too() -> None:
             self.unused = nn.Parameter(torch.zeros(1))
 
         def forward(self, inputs: Tensor) -> Tensor:
-            return torch.stack((inputs, 1 - inputs), dim=1) + self.unused
+            outputs: Tensor = torch.stack((inputs, 1 - inputs), dim=1) + self.unused
+            return outputs
 
     test = [(torch.ones(2, 5, 5), torch.zeros(2, 5, 5, dtype=torch.int64))]
     metrics = TorchTrainer(Sure(), nn.CrossEntropyLoss(), [], test=test).evaluate(np.zeros(1, np.float32))

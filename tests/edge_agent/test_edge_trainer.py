@@ -203,7 +203,7 @@ def test_a_result_may_be_counted_in_numpy_s_numbers() -> None:
 
 def test_metrics_do_not_take_the_names_of_a_diary_s_own_fields() -> None:
     """They are floats, and `time` stays the diary's."""
-    metrics = {"loss": np.float32(0.5), "time": 1.0, "kind": 2.0, "version": 3.0}
+    metrics: dict[str, Any] = {"loss": np.float32(0.5), "time": 1.0, "kind": 2.0, "version": 3.0}
 
     assert {"loss": 0.5} == plain_metrics(metrics)
 

@@ -40,9 +40,7 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 
 def result(delta: ParamVector = DELTA) -> TrainResult:
     """What a trainer brings back."""
-    return TrainResult(
-        vector=BASE.vector + delta, num_examples=20, local_steps=5, metrics={"loss": np.float32(0.5)}
-    )
+    return TrainResult(vector=BASE.vector + delta, num_examples=20, local_steps=5, metrics={"loss": 0.5})
 
 
 def residual(outbox: Outbox, layout: ParamLayout = LAYOUT) -> ParamVector:
