@@ -5,18 +5,17 @@ acknowledge, send receipts, publish. A failing disk stops the loop at the first 
 acknowledged, the broker's window fills, and the same batch is tried again until the disk takes it.
 """
 
-import json
 import logging
 import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 from fedmq import __version__, wire
 from fedmq.envelope import Kind
-from fedmq.errors import PacketTooLargeError, StoreError, TransportError
+from fedmq.errors import StoreError
 from fedmq.eventlog import EventLog
 from fedmq.plan import Plan
 from fedmq.topics import Topics, check_name, is_name, last_level
@@ -26,30 +25,26 @@ from fedmq.transport.base import (
     Disconnected,
     PublishAccepted,
     PublishRefused,
-    PublishToken,
     SubscriptionRefused,
     Transport,
     Will,
 )
-from fedmq.types import ClientId, ObjectRef, Presence, PresenceState, Receipt, Refusal, Rejection
+from fedmq.types import ClientId, Presence, PresenceState, Rejection
 
 from .engine import Arrival, Decision, Engine
-from .ledger import Key
+from .outlet import Outlet
 from .publisher import Publisher, codec_setting
 from .recovery import recover
 from .settings import AggregatorSettings
 from .spool import Spool
 from .state import pack_state
 from .store import ChunkChanges, Snapshot, Store
+from .tasks import make_plan
 
 log = logging.getLogger(__name__)
 
 #: Days that the broker keeps updates for an aggregator that is away.
 SESSION_EXPIRY: Final = 7 * 24 * 3600
-#: Receipts on their way at a time; further ones wait, and newer ones of the same client replace them.
-_RECEIPT_WINDOW: Final = 256
-#: Publishes of plan, objects and heads on their way at a time. Both windows leave room in the transport's queue.
-_MODEL_WINDOW: Final = 512
 _RETRY_SECONDS: Final = 1.0
 _NOBODY_LISTENS: Final = "No matching subscribers"
 
@@ -98,7 +93,7 @@ class Service:
         self._settings, self._store, self._clock = settings, store, clock
         self._topics = Topics(settings.federation)
         check_name("shard", settings.shard)
-        self._publisher = Publisher(settings.publish)
+        publisher = Publisher(settings.publish)
         codec_setting("task.codec", settings.task.codec)
         self.engine: Engine = recover(settings, store)
         self._spool = Spool(
@@ -116,15 +111,14 @@ class Service:
         self._transport = connect(f"{settings.federation}-aggregator-{settings.shard}", will, SESSION_EXPIRY)
         self._counters = _Counters()
         self._pending: deque[Delivery] = deque()
-        self._owed: dict[Key, None] = {}
-        self._notices: dict[str, Refusal] = {}
-        self._receipts_out: set[PublishToken] = set()
-        # Plan, objects, head, presence, in the order in which a client may find them; topic and payload.
-        self._outgoing: deque[tuple[str, bytes]] = deque()
-        self._models_out: set[PublishToken] = set()
+        self._outlet = Outlet(
+            self._transport,
+            self._topics,
+            publisher,
+            lambda key: self.engine.ledger.get(*key),
+        )
         self._connected = False
         self._stopping = False
-        self._published_version = -1
         self._published_at = self._stats_at = -1e9
         self._snapshot_position = self.engine.position
 
@@ -158,8 +152,8 @@ class Service:
         now = self._clock()
         self._spool.expire(now)
         if self._connected:
-            self._send_receipts()
-            self._flush()
+            self._outlet.send_receipts()
+            self._outlet.flush()
             self._publish(now)
             if now - self._stats_at >= self._settings.stats_interval:
                 self._stats_at = now
@@ -193,9 +187,8 @@ class Service:
                             self._settings.shard,
                         )
                 case PublishAccepted(token=token) | PublishRefused(token=token, reason=_):
-                    self._receipts_out.discard(token)
-                    self._models_out.discard(token)
-                    if self._outgoing:
+                    self._outlet.settle(token)
+                    if self._outlet.is_busy:
                         deadline = now  # there is room again: take what is here, then go on sending
                     if isinstance(event, PublishRefused) and event.reason != _NOBODY_LISTENS:
                         log.error("the broker refused a publish: %s", event.reason)
@@ -207,9 +200,9 @@ class Service:
         if not self._connected:
             return 1.0
         due = self._stats_at + self._settings.stats_interval
-        if self.engine.state.version > self._published_version and not self._outgoing:
+        if self.engine.state.version > self._outlet.version and not self._outlet.is_busy:
             due = min(due, self._published_at + self._settings.publish.min_interval)
-        if self._owed and len(self._receipts_out) < _RECEIPT_WINDOW:
+        if self._outlet.owes:
             due = now
         return min(max(due - now, 0.0), 1.0)
 
@@ -252,11 +245,10 @@ class Service:
         counters.received += len(batch)
         counters.received_bytes += sum(len(delivery.payload) for delivery in batch)
         counters.duplicates += decision.duplicates
-        self._owed.update(dict.fromkeys(decision.answers))
+        self._outlet.owe(decision.answers)
         for client, refusal in decision.dropped:
             counters.dropped[refusal.reason] += 1
-            self._notices[client] = refusal
-            self._owed[self.engine.ledger.latest(ClientId(client))] = None
+            self._outlet.owe_notice(self.engine.ledger.latest(ClientId(client)), client, refusal)
             log.warning("dropped a message from %s: %s", client, refusal)
             self._events.write("refusal", client=client, seq=0, reason=refusal.reason)
         for record in decision.records:
@@ -300,137 +292,70 @@ class Service:
         """After each connect: the broker may have lost what it kept, so everything is published again."""
         log.info("connected to the broker")
         self._connected = True
-        self._receipts_out.clear()
-        self._models_out.clear()
-        self._outgoing.clear()
-        topics, settings = self._topics, self._settings
+        topics, shard, outlet = self._topics, self._settings.shard, self._outlet
+        outlet.restart()
         # First the subscription: an agent that finds a model must find someone listening.
-        self._transport.subscribe(topics.updates(settings.shard))
-        self._outgoing.append((topics.plan, wire.pack_plan(self.plan)))
-        for ref, chunks in self._publisher.keyframe_objects():
-            self._queue_object(ref, chunks)
+        self._transport.subscribe(topics.updates(shard))
+        outlet.queue(topics.plan, wire.pack_plan(self.plan))
+        outlet.queue_keyframe()
         self._queue_model(self._clock())
-        online = presence(self.engine.epoch, self._boot, PresenceState.ONLINE)
-        self._outgoing.append((topics.aggregator(settings.shard), online))
-        self._flush()
+        outlet.queue(topics.aggregator(shard), presence(self.engine.epoch, self._boot, PresenceState.ONLINE))
+        outlet.flush()
 
     @property
     def plan(self) -> Plan:
         """What the clients are asked to do."""
-        task, rule = self._settings.task, self.engine.rule
-        return Plan(
-            epoch=self.engine.epoch,
-            layout=self.engine.layout,
-            trainer=task.trainer,
-            trainer_settings=task.settings,
-            local_epochs=task.local_epochs,
-            codec=task.codec,
-            chunk_bytes=self._settings.publish.chunk_bytes,
-            max_update_bytes=task.max_update_bytes,
-            max_staleness=rule.max_staleness,
-            wait_for_new_version=rule.synchronous,
-            resend_seconds=task.resend_seconds,
+        engine, settings = self.engine, self._settings
+        return make_plan(
+            settings.task,
+            engine.rule,
+            epoch=engine.epoch,
+            layout=engine.layout,
+            chunk_bytes=settings.publish.chunk_bytes,
         )
 
     def _publish(self, now: float) -> None:
         """Publish the newest version, unless the one before is still on its way or was a moment ago."""
-        if self._outgoing or self.engine.state.version <= self._published_version:
+        if self._outlet.is_busy or self.engine.state.version <= self._outlet.version:
             return
         if now - self._published_at < self._settings.publish.min_interval:
             return
         self._queue_model(now)
-        self._flush()
+        self._outlet.flush()
 
     def _queue_model(self, now: float) -> None:
-        model = self.engine.model
-        publication = self._publisher.publish(model)
-        for ref, chunks in publication.objects:
-            self._queue_object(ref, chunks)
-        head = wire.pack_head(publication.head)
-        self._outgoing.append((self._topics.model, head))
-        for ref in publication.retired:
-            self._queue_object(ref, [b""] * ref.chunks)
-        self._published_version, self._published_at = model.version, now
+        published = self._outlet.queue_model(self.engine.model)
+        self._published_at = now
         self._counters.versions_published += 1
-        objects = sum(ref.size for ref, _ in publication.objects)
-        is_keyframe = publication.head.delta is None
-        self._events.write(
-            "publish",
-            version=model.version,
-            keyframe_bytes=objects if is_keyframe else 0,
-            delta_bytes=len(head) + (0 if is_keyframe else objects),
-        )
-
-    def _queue_object(self, ref: ObjectRef, chunks: Sequence[bytes]) -> None:
-        for index, chunk in enumerate(chunks):
-            self._outgoing.append((self._topics.object(ref.id, index), chunk))
-
-    def _flush(self) -> None:
-        """Send what is queued, as far as the window allows: a head must not overtake its objects."""
-        while self._outgoing and len(self._models_out) < _MODEL_WINDOW:
-            topic, payload = self._outgoing[0]
-            try:
-                self._models_out.add(self._transport.publish(topic, payload, retain=True))
-            except PacketTooLargeError as error:
-                log.error("%s", error)
-            except TransportError as error:
-                log.warning("not published to %s yet: %s", topic, error)
-                return
-            self._outgoing.popleft()
-
-    def _send(self, topic: str, payload: bytes) -> PublishToken | None:
-        try:
-            return self._transport.publish(topic, payload, retain=True)
-        except TransportError as error:
-            log.error("not published to %s: %s", topic, error)
-            return None
-
-    def _send_receipts(self) -> None:
-        while self._owed and len(self._receipts_out) < _RECEIPT_WINDOW:
-            key = next(iter(self._owed))
-            del self._owed[key]
-            client, epoch = key
-            receipt: Receipt = self.engine.ledger.get(client, epoch)
-            notice = self._notices.get(client)
-            token = self._send(
-                self._topics.receipt(client), wire.pack_receipt(replace(receipt, notice=notice))
-            )
-            if token is None:
-                self._owed[key] = None
-                return
-            self._notices.pop(client, None)
-            self._receipts_out.add(token)
+        self._events.write("publish", **asdict(published))
 
     def _publish_stats(self) -> None:
         engine, counters = self.engine, self._counters
         state = engine.state
-        self._send(
-            self._topics.stats("aggregator"),
-            json.dumps(
-                {
-                    "version": state.version,
-                    "updates_folded": engine.tally.folded,
-                    "updates_refused": dict(engine.tally.refused + counters.dropped),
-                    "duplicates": counters.duplicates,
-                    "received": counters.received,
-                    "received_bytes": counters.received_bytes,
-                    "batches": counters.batches,
-                    "versions_published": counters.versions_published,
-                    "mean_staleness": round(state.mean_staleness, 3),
-                    "buffered": state.filled,
-                    "buffer_size": engine.rule.buffer_size,
-                    "strategy": self._settings.fold.strategy,
-                    "time": time.time(),
-                }
-            ).encode(),
+        self._outlet.send_stats(
+            {
+                "version": state.version,
+                "updates_folded": engine.tally.folded,
+                "updates_refused": dict(engine.tally.refused + counters.dropped),
+                "duplicates": counters.duplicates,
+                "received": counters.received,
+                "received_bytes": counters.received_bytes,
+                "batches": counters.batches,
+                "versions_published": counters.versions_published,
+                "mean_staleness": round(state.mean_staleness, 3),
+                "buffered": state.filled,
+                "buffer_size": engine.rule.buffer_size,
+                "strategy": self._settings.fold.strategy,
+                "time": time.time(),
+            }
         )
 
     def _leave(self) -> None:
         self._snapshot()
         if self._connected:
-            self._send_receipts()
+            self._outlet.send_receipts()
             self._publish_stats()
-            self._send(
+            self._outlet.send(
                 self._topics.aggregator(self._settings.shard),
                 presence(self.engine.epoch, self._boot, PresenceState.OFFLINE),
             )

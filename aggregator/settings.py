@@ -4,28 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmq.connection import ConnectionSettings
-from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES
-from fedmq.settings import Table, setting
+from fedmq.settings import setting
 
 from .admission import AdmissionSettings
 from .publisher import PublishSettings
 from .strategy import FoldSettings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSettings:
-    """What the plan asks of the clients."""
-
-    trainer: str = setting("mlp", help="name of the trainer that devices look up among those they have")
-    settings: Table = setting((), help="what the trainer is told, as name=value,…")
-    local_epochs: int = setting(1, help="passes over the local data for each update", low=1, high=10_000)
-    codec: str = setting("topk(0.01) | ternary | rice", help="pipeline of updates")
-    max_update_bytes: int = setting(
-        DEFAULT_MAX_UPDATE_BYTES, help="largest update, all chunks together, in bytes", low=1024
-    )
-    resend_seconds: float = setting(
-        60.0, help="seconds without a receipt after which a client sends an update again", low=0.1
-    )
+from .tasks import TaskSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,7 +239,8 @@ class Agent:
             return  # without a plan nobody knows where a refused update's content belongs
         settled = []
         try:
-            if receipt.epoch == self._outbox.epoch:  # not of this device's former life
+            # not of this device's former life
+            if (receipt.client, receipt.epoch) == (self._client, self._outbox.epoch):
                 for seq in filter(receipt.is_settled, self._outbox.pending()):
                     refusal = receipt.refusal(seq)
                     if refusal is None:

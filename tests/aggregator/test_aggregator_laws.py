@@ -224,6 +224,6 @@ def test_no_crash_and_no_redelivery_loses_or_doubles_an_update(
         pass
 
     Machine.new_engine, Machine.message = staticmethod(new_engine), staticmethod(message)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine, settings=settings(max_examples=40, stateful_step_count=25, derandomize=True, deadline=None)
     )

@@ -1,6 +1,7 @@
 """The shell over the honest fake: what is acknowledged, answered and published, and when.
 
-One thread, one clock that the test moves. A turn takes whatever the broker has.
+One thread, one clock that the test moves. A turn takes whatever the broker has. The file is long because all its
+tests live in one `World`.
 """
 
 import json
@@ -8,10 +9,10 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from fedmq.aggregator import service as service_module
 from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.service import SESSION_EXPIRY, Service
 from fedmq.aggregator.settings import AggregatorSettings, StoreSettings, TaskSettings
@@ -198,7 +199,7 @@ def test_nothing_is_acknowledged_before_it_is_durable(
         if len(seen) == 3:
             service._store._db.execute("PRAGMA max_page_count = 100000")
 
-    monkeypatch.setattr(service_module.time, "sleep", wait)
+    monkeypatch.setattr("time.sleep", wait)
     world.turn(service)
 
     assert [(60, 0, 0)] * 3 == seen
@@ -317,7 +318,8 @@ def test_a_notice_waits_until_it_can_be_sent(
     """A full queue costs no answer."""
     service = world.start()
     world.send(b"nonsense")
-    publish, refused = service._transport.publish, []
+    publish = service._transport.publish
+    refused: list[str] = []
 
     def full(
         topic: str, payload: bytes, *, retain: bool = False, expiry: float | None = None
@@ -502,7 +504,7 @@ def test_a_second_aggregator_with_a_store_of_its_own_is_noticed(
     ],
 )
 def test_a_setting_that_cannot_be_is_found_before_anything_is_published(
-    world: World, changes: dict[str, object], name: str
+    world: World, changes: dict[str, Any], name: str
 ) -> None:
     """With its name."""
     with pytest.raises(SettingError) as caught:
@@ -580,7 +582,7 @@ def test_a_service_that_is_stopped_while_the_disk_is_full_acknowledges_nothing(
     fill_disk(service)
     for seq in range(1, 61):
         world.send(update(seq=seq, delta=0.5))
-    monkeypatch.setattr(service_module.time, "sleep", lambda seconds: service.stop())
+    monkeypatch.setattr("time.sleep", lambda seconds: service.stop())
     with pytest.raises(StoreError, match=r"full\. Free some space"):
         service.run()
 
@@ -593,7 +595,8 @@ def test_a_snapshot_that_fails_is_taken_later(
 ) -> None:
     """The journal has everything; nobody waits."""
     service = world.start(store=replace(world.settings.store, snapshot_records=2))
-    save, failures = service._store.save_snapshot, []
+    save = service._store.save_snapshot
+    failures: list[object] = []
 
     def fail_once(*args: object, **kwargs: object) -> None:
         if not failures:

@@ -15,9 +15,9 @@ from fedmq.types import ParamVector
 
 pytest.importorskip("torch")  # it is an extra
 
-import torch  # noqa: E402
-from fedmq.edge_agent.torch_trainer import Optimizer, PlainSgd, Shuffled, TorchTrainer, mlp  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import torch
+from fedmq.edge_agent.torch_trainer import Optimizer, PlainSgd, Shuffled, TorchTrainer, mlp
+from torch import Tensor, nn
 
 pytestmark = pytest.mark.torch
 
