@@ -14,7 +14,8 @@ from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES
 from fedmq.types import ClientId, ParamVector
 
 from .admission import AdmissionSettings
-from .engine import Engine, Record
+from .decision import Record
+from .engine import Engine
 from .ledger import Ledger
 from .state import pack_state, unpack_state
 from .store import Snapshot, Store

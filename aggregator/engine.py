@@ -8,7 +8,7 @@ same order and never judges again (law 2).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fedmq import encoding, wire
@@ -22,7 +22,6 @@ from fedmq.types import (
     GlobalModel,
     ModelUpdate,
     ModelVersion,
-    Receipt,
     Refusal,
     Rejection,
     UpdateId,
@@ -30,77 +29,12 @@ from fedmq.types import (
 
 from . import strategy
 from .admission import AdmissionSettings, Conditions, judge_content, judge_header
+from .decision import Arrival, Decision, Record
 from .ledger import Key, Ledger, LedgerView, fits
 from .strategy import FoldState, Rule
 
 #: Parsed pipelines kept by their text; a hostile client that varies the text only empties the cache.
 _MAX_PIPELINES = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
-    """One whole message from the update topic, or what its chunks already tell of it.
-
-    Attributes:
-        client: whose topic it came on.
-        message: the envelope, untrusted; empty in the other cases.
-        id: names an update that is settled (no refusal), or that is refused here and now.
-        refusal: with an id, why that update is refused; without, why a message was dropped.
-    """
-
-    client: str
-    message: bytes = field(repr=False)
-    id: UpdateId | None = None
-    refusal: Refusal | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One line of the journal.
-
-    Attributes:
-        position: its place, from 1 without gaps.
-        id: the update.
-        base_version: the version it was trained from.
-        version: the model's version when it was folded or refused.
-        refusal: None when it was folded.
-        message: the envelope, from which replay folds again; empty when it was refused.
-        num_examples: as claimed.
-        delta: the decoded message; not in the journal.
-    """
-
-    position: int
-    id: UpdateId
-    base_version: int
-    version: int
-    refusal: Refusal | None
-    message: bytes = field(repr=False)
-    num_examples: int
-    delta: DecodedVector | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def staleness(self) -> int:
-        """Versions between its base and the model it was folded into."""
-        return self.version - self.base_version
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What is to be made durable, then committed.
-
-    Attributes:
-        records: for the journal, in order.
-        receipts: the ledger's new entries.
-        answers: the receipts to send: the new ones, and those of duplicates.
-        dropped: messages that could not be read or settled; counted, and told to the client as a notice.
-        duplicates: how many arrivals were settled before.
-    """
-
-    records: tuple[Record, ...]
-    receipts: Mapping[Key, Receipt]
-    answers: frozenset[Key]
-    dropped: tuple[tuple[str, Refusal], ...]
-    duplicates: int
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,9 +8,9 @@ acknowledged, the broker's window fills, and the same batch is tried again until
 import logging
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Final
 
 from fedmq import __version__, wire
@@ -31,13 +31,15 @@ from fedmq.transport.base import (
 )
 from fedmq.types import ClientId, Presence, PresenceState, Rejection
 
-from .engine import Arrival, Decision, Engine
+from .decision import Arrival, Decision
+from .engine import Engine
 from .outlet import Outlet
 from .publisher import Publisher, codec_setting
 from .recovery import recover
 from .settings import AggregatorSettings
 from .spool import Spool
 from .state import pack_state
+from .stats import Counters
 from .store import ChunkChanges, Snapshot, Store
 from .tasks import make_plan
 
@@ -54,18 +56,6 @@ def presence(epoch: int, boot: int, state: PresenceState) -> bytes:
     return wire.pack_presence(
         Kind.AGGREGATOR, Presence(state=state, boot=boot, epoch=epoch, software=f"fedmq {__version__}")
     )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Counters:
-    """Since this process started."""
-
-    received: int = 0
-    received_bytes: int = 0
-    duplicates: int = 0
-    batches: int = 0
-    versions_published: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
 
 
 class Service:
@@ -109,7 +99,7 @@ class Service:
             payload=presence(self.engine.epoch, self._boot, PresenceState.OFFLINE),
         )
         self._transport = connect(f"{settings.federation}-aggregator-{settings.shard}", will, SESSION_EXPIRY)
-        self._counters = _Counters()
+        self._counters = Counters()
         self._pending: deque[Delivery] = deque()
         self._outlet = Outlet(
             self._transport,
@@ -330,24 +320,8 @@ class Service:
         self._events.write("publish", **asdict(published))
 
     def _publish_stats(self) -> None:
-        engine, counters = self.engine, self._counters
-        state = engine.state
         self._outlet.send_stats(
-            {
-                "version": state.version,
-                "updates_folded": engine.tally.folded,
-                "updates_refused": dict(engine.tally.refused + counters.dropped),
-                "duplicates": counters.duplicates,
-                "received": counters.received,
-                "received_bytes": counters.received_bytes,
-                "batches": counters.batches,
-                "versions_published": counters.versions_published,
-                "mean_staleness": round(state.mean_staleness, 3),
-                "buffered": state.filled,
-                "buffer_size": engine.rule.buffer_size,
-                "strategy": self._settings.fold.strategy,
-                "time": time.time(),
-            }
+            self._counters.summary(self.engine, self._settings.fold.strategy, time.time())
         )
 
     def _leave(self) -> None:

@@ -13,7 +13,7 @@ from fedmq.envelope import MAX_DETAIL, Kind, kind_of
 from fedmq.errors import StoreError, WireError
 from fedmq.types import Chunk, Refusal, Rejection, UpdateId
 
-from .engine import Arrival
+from .decision import Arrival
 from .store import ChunkChanges
 
 #: Unfinished updates that one client may have at a time; an agent sends one after the other.

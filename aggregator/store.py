@@ -21,7 +21,7 @@ from fedmq.database import Database
 from fedmq.errors import StoreError, WireError
 from fedmq.types import ClientId, Receipt, Refusal, Rejection, UpdateId
 
-from .engine import Record
+from .decision import Record
 from .ledger import Key
 
 SCHEMA: Final = 1

@@ -7,7 +7,8 @@ from random import Random
 import numpy as np
 import pytest
 from fedmq.aggregator.admission import AdmissionSettings
-from fedmq.aggregator.engine import Arrival, Decision, Engine
+from fedmq.aggregator.decision import Arrival, Decision
+from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.spool import Spool
 from fedmq.aggregator.state import pack_state
 from hypothesis import given, settings

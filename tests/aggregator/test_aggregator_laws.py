@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fedmq.aggregator.admission import AdmissionSettings
-from fedmq.aggregator.engine import Arrival, Decision, Engine, Record
+from fedmq.aggregator.decision import Arrival, Decision, Record
+from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.ledger import Key, Ledger
 from fedmq.aggregator.state import pack_state, unpack_state
 from hypothesis import given, settings

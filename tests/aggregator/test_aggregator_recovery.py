@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fedmq.aggregator.admission import AdmissionSettings
-from fedmq.aggregator.engine import Arrival, Engine
+from fedmq.aggregator.decision import Arrival
+from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.recovery import recover
 from fedmq.aggregator.settings import AggregatorSettings, StoreSettings
 from fedmq.aggregator.state import pack_state

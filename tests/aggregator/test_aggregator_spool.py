@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from fedmq.aggregator.engine import Arrival
+from fedmq.aggregator.decision import Arrival
 from fedmq.aggregator.spool import Spool
 from fedmq.aggregator.store import ChunkChanges
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fedmq.aggregator.engine import Record
+from fedmq.aggregator.decision import Record
 from fedmq.aggregator.store import ChunkChanges, Snapshot, Store
 
 from fedmq.errors import StoreError

@@ -17,7 +17,8 @@ import msgpack
 import numpy as np
 import pytest
 from fedmq.aggregator.admission import AdmissionSettings
-from fedmq.aggregator.engine import Arrival, Engine
+from fedmq.aggregator.decision import Arrival
+from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.ledger import Ledger
 from fedmq.aggregator.publisher import Publisher, PublishSettings
 from fedmq.aggregator.settings import AggregatorSettings

@@ -66,7 +66,7 @@ def test_the_wheel_holds_every_module_and_no_other(wheel: Path) -> None:
 
 
 def test_a_base_install_runs_the_demo_without_torch(wheel: Path, tmp_path: Path) -> None:
-    """numpy trainer, own images, in one process: the base dependencies are enough."""
+    """Numpy trainer, own images, in one process: the base dependencies are enough."""
     place = tmp_path / "venv"
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
