@@ -78,15 +78,20 @@ def describe_machine() -> dict[str, str | int | float]:
     }
 
 
-def print_table(title: str, rows: Sequence[Row]) -> None:
-    """Print rows as a table; numbers get as many digits as say something."""
+def print_table(title: str, rows: Sequence[Row], headings: Mapping[str, str]) -> None:
+    """Print rows as a table; numbers get as many digits as say something.
+
+    Args:
+        title: above it.
+        rows: what `write_result` writes; columns without a heading are not shown.
+        headings: short names of the columns, in order.
+    """
     table = Table(title=title, box=None, padding=(0, 2, 0, 0), title_justify="left")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
+    for column, heading in headings.items():
         numeric = any(isinstance(row.get(column), int | float) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        table.add_row(*(_cell(row.get(column)) for column in headings))
     Console().print(table)
 
 
@@ -98,7 +103,9 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 def _cell(value: str | float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value}"
 
 
 def _versions() -> dict[str, str]:

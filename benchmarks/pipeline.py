@@ -41,6 +41,18 @@ FLOWER: Row = {
 }
 
 
+_HEADINGS = {
+    "system": "system",
+    "codec": "codec",
+    "updates_per_second": "updates/s",
+    "aggregator_cpu_ms_per_update": "CPU ms/u",
+    "aggregator_rss_mb": "agg. MB",
+    "agent_rss_mb": "agent MB",
+    "uplink_bytes_per_update": "up B/u",
+    "downlink_bytes_per_update": "down B/u",
+}
+
+
 def measure(codec: str, host: str, port: int, seconds: float, seed: int, folder: Path) -> dict[str, float]:
     """Run one flood and measure it for `seconds` after a warm-up."""
     folder.mkdir()
@@ -169,7 +181,7 @@ def run(options: Options) -> list[Row]:
             broker = stack.enter_context(Mosquitto())
         except MosquittoMissingError:
             broker = stack.enter_context(EmbeddedBroker())
-        system = f"fedmq over {type(broker).__name__}"
+        system = f"fedmq, {type(broker).__name__}"
         for repeat in range(repeats):
             for index, codec in enumerate(CODECS):
                 place = folder / f"{repeat}-{index}"
@@ -192,8 +204,7 @@ def main() -> None:
     """Run, print, write."""
     options = parse_options("pipeline", "what the pipeline itself costs, without training")
     rows = run(options)
-    shown = [{key: value for key, value in row.items() if not key.endswith("_range")} for row in rows]
-    print_table("The pipeline without training, ten agents", shown)
+    print_table("The pipeline without training, ten agents", rows, _HEADINGS)
     write_result("pipeline", options, rows, agents=AGENTS, parameters=LAYOUT.size)
 
 

@@ -16,6 +16,7 @@ from fedmq.edge_agent.settings import AgentSettings, EvaluatorSettings
 
 from fedmq.app.cli import COMMANDS
 from fedmq.app.commands.broker import EmbeddedSettings
+from fedmq.app.demo import DemoSettings
 from fedmq.app.options import SettingsCommand
 from fedmq.app.status import StatusSettings
 from fedmq.connection import ConnectionSettings
@@ -30,6 +31,7 @@ TABLES: Final[Mapping[str, type]] = {
     "evaluator": EvaluatorSettings,
     "status": StatusSettings,
     "broker": EmbeddedSettings,
+    "demo": DemoSettings,
     "connection": ConnectionSettings,
 }
 
@@ -40,7 +42,7 @@ def table(name: str) -> str:
     rows = [
         _row(leaf) for leaf in leaves(TABLES[name], prefix) if prefix or not leaf.path.startswith(CONNECTION)
     ]
-    return "\n".join(["| setting | default | allowed | meaning |", "|---|---|---|---|", *rows])
+    return "\n".join(["| setting | default | allowed | meaning |", "|---|---|---|---|", *rows, ""])
 
 
 def _row(leaf: Leaf) -> str:
@@ -54,7 +56,7 @@ def _row(leaf: Leaf) -> str:
 
 def place(name: str) -> re.Pattern[str]:
     """Where the page has a table: between two comments."""
-    return re.compile(rf"(<!-- settings: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    return re.compile(rf"(<!-- settings: {name} -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -15,9 +15,10 @@ import pytest
 from fedmq.aggregator.admission import AdmissionSettings
 from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.service import Service
-from fedmq.aggregator.settings import AggregatorSettings, StoreSettings, TaskSettings
+from fedmq.aggregator.settings import AggregatorSettings, StoreSettings
 from fedmq.aggregator.store import Store
 from fedmq.aggregator.strategy import FoldSettings
+from fedmq.aggregator.tasks import TaskSettings
 from fedmq.edge_agent.agent import DISK_RETRY_SECONDS, Agent
 from fedmq.edge_agent.outbox import Outbox
 from fedmq.edge_agent.session import PULL_SECONDS, RECEIPT_GRACE, REST_SECONDS, State
