@@ -142,7 +142,7 @@ class Publisher:
 
     def _retire(self, live: list[ObjectRef]) -> tuple[ObjectRef, ...]:
         """Objects of the publish before last: an edge may still be pulling those of the last one."""
-        retired = tuple(ref for ref in self._dying if ref not in live and ref not in self._live)
+        retired = tuple(ref for ref in self._dying if ref not in live)
         self._dying = [ref for ref in self._live if ref not in live]
         self._live = live
         return retired

@@ -126,6 +126,23 @@ def test_in_a_synchronous_version_each_client_counts_once(new_engine: NewEngine,
     assert (1, 1) == (engine.state.version, engine.state.filled)
 
 
+def test_a_version_that_is_complete_within_a_batch_lets_its_contributors_in_again(
+    new_engine: NewEngine, message: Message
+) -> None:
+    """The batch is judged as if its updates had come one by one."""
+    engine = new_engine(strategy="fedavg", buffer_size=2)
+    batch = [("a", 1, 0), ("b", 1, 0), ("a", 2, 1), ("a", 3, 1), ("b", 2, 1)]
+    decision = engine.offer(
+        [Arrival(client=client, message=message(client, seq, base=base)) for client, seq, base in batch]
+    )
+    engine.commit(decision)
+
+    assert [None, None, None, R.ALREADY_CONTRIBUTED, None] == [
+        record.refusal and record.refusal.reason for record in decision.records
+    ]
+    assert 2 == engine.state.version
+
+
 def chunk(
     data: bytes, *, client: str = "a", seq: int = 1, index: int = 0, count: int = 1, size: int = 0
 ) -> bytes:
@@ -207,6 +224,21 @@ def test_a_chunk_of_what_is_too_large_settles_it_at_any_number(new_engine: NewEn
 
     assert (1000, (1003,)) == (receipt.high_water, receipt.beyond)
     assert (stale, too_large) == (receipt.refusal(999), receipt.refusal(1003))
+
+
+def test_a_chunk_of_what_is_too_large_and_far_beyond_settles_nothing(new_engine: NewEngine) -> None:
+    """What lies between may still be on its way: it is dropped with a notice."""
+    engine = new_engine()
+    arrival = Arrival(
+        client="a",
+        message=b"",
+        id=UpdateId(client=ClientId("a"), epoch=7, seq=300),
+        refusal=Refusal(reason=R.TOO_LARGE, detail=""),
+    )
+    decision = engine.offer([arrival])
+
+    assert ((), {}) == (decision.records, dict(decision.receipts))
+    assert [R.SEQUENCE] == [refusal.reason for _, refusal in decision.dropped]
 
 
 def test_a_hostile_client_can_not_make_the_pipeline_cache_grow(

@@ -223,10 +223,9 @@ def test_no_snapshot_from_before_a_changed_rule_is_recovered_from(
     with Life(changed) as second:
         second.take(history[4:])
         expected = second.everything()
-        second.store._db.execute("UPDATE snapshot SET state = zeroblob(99) WHERE position < 4")
     with Life(changed) as third:
         assert expected == third.everything()
-        third.store._db.execute("UPDATE snapshot SET state = zeroblob(99)")
+        third.store._db.execute("UPDATE snapshot SET state = zeroblob(99) WHERE position = 4")
     with pytest.raises(StoreError, match="no intact snapshot is left"):
         Life(changed)
 
@@ -245,6 +244,25 @@ def test_momentum_that_is_switched_off_is_forgotten(
         assert first != [0.0] * 22
         assert [0] == sizes
         assert [0.0] * 22 == third.engine.state.momentum.tolist()
+
+
+def test_a_new_epoch_keeps_the_model_and_refuses_what_was_trained_in_the_old_one(
+    settings: AggregatorSettings, history: list[bytes]
+) -> None:
+    """For a store restored from a backup, whose versions the edges have seen otherwise."""
+    with Life(settings) as live:
+        history = as_sent_to(live, history)
+        live.take(history[:5])
+        old, vector = live.engine.epoch, live.engine.state.vector.copy()
+    with Life(replace(settings, store=replace(settings.store, new_epoch=True))) as second:
+        second.take(history[5:6])
+
+        assert old != second.engine.epoch
+        assert vector.tobytes() == second.engine.state.vector.tobytes()
+        assert 1 == second.engine.tally.refused["wrong-epoch"]
+        expected = second.everything()
+    with Life(settings) as third:
+        assert expected == third.everything()
 
 
 def test_admission_settings_are_those_of_today(settings: AggregatorSettings, history: list[bytes]) -> None:

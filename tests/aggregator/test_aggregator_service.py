@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.service import SESSION_EXPIRY, Service
-from fedmq.aggregator.settings import AggregatorSettings, StoreSettings, TaskSettings
+from fedmq.aggregator.settings import AggregatorSettings, StoreSettings
 from fedmq.aggregator.store import Store
 from fedmq.aggregator.strategy import FoldSettings
+from fedmq.aggregator.tasks import TaskSettings
 from fedmq.edge_agent.frames import FrameCache, FrameReader
 
 from fedmq import wire
@@ -27,7 +28,7 @@ from fedmq.errors import SettingError, StoreError, TransportError
 from fedmq.layout import ParamLayout, Segment
 from fedmq.modelfile import save_model
 from fedmq.topics import Topics
-from fedmq.transport.base import Delivery, PublishToken, Will
+from fedmq.transport.base import Delivery, Event, PublishToken, Will
 from fedmq.transport.memory import MemoryBroker, MemoryTransport
 from fedmq.types import Chunk, GlobalModel, PresenceState, Receipt, Refusal, Rejection
 
@@ -248,6 +249,28 @@ def test_a_process_that_dies_before_its_transaction_loses_nothing(
     world.kill(service)
 
     assert [0.25] * 22 == world.start().engine.state.vector.tolist()
+
+
+def test_what_came_on_a_connection_that_broke_is_left_to_the_broker(
+    world: World, update: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be acknowledged any more and will come again, once."""
+    service = world.start()
+    world.send(update(delta=0.25))
+    poll = service._transport.poll
+
+    def poll_and_break(timeout: float | None = None) -> Event | None:
+        event = poll(timeout)
+        if isinstance(event, Delivery) and not event.duplicate:
+            world.broker.disconnect(AGGREGATOR)
+        return event
+
+    monkeypatch.setattr(service._transport, "poll", poll_and_break)
+    world.turn(service)
+
+    assert (1, 0) == (service.engine.position, service._counters.duplicates)
+    assert [0.25] * 22 == service.engine.state.vector.tolist()
+    assert 0 == world.broker.pending(AGGREGATOR)
 
 
 def test_every_update_may_come_twice(world: World, update: Message) -> None:

@@ -15,9 +15,11 @@ TABLES = "CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT NOT NULL);\nCREAT
 ID = 0x12345678
 
 
-def opened(path: Path, *, schema: int = 1, tables: str = TABLES) -> Database:
+def opened(path: Path, *, schema: int = 1, tables: str = TABLES, read_only: bool = False) -> Database:
     """A database of notes."""
-    return Database(path, tables=tables, application_id=ID, schema=schema, purpose="notebook")
+    return Database(
+        path, tables=tables, application_id=ID, schema=schema, purpose="notebook", read_only=read_only
+    )
 
 
 @pytest.fixture
@@ -200,6 +202,33 @@ def test_tables_that_cannot_be_made_leave_no_half_database(path: Path) -> None:
     database.close()
 
 
+def test_a_reader_needs_no_lock_and_changes_nothing(database: Database, path: Path) -> None:
+    """It sees what is committed while the holder goes on writing."""
+    write(database, "a")
+    reader = opened(path, read_only=True)
+    first = notes(reader)
+    write(database, "b")
+    second = notes(reader)
+    with pytest.raises(StoreError, match=r"readonly database\. Check that this user may write"):
+        write(reader, "c")
+    reader.close()
+
+    assert [["a"], ["a", "b"]] == [first, second]
+    assert ["a", "b"] == notes(database)
+
+
+def test_a_reader_makes_no_database(path: Path) -> None:
+    """What is missing is missing, and what is not ours stays untouched."""
+    with pytest.raises(StoreError, match=f"{path}: there is no such notebook"):
+        opened(path, read_only=True)
+    path.parent.mkdir()
+    path.write_bytes(b"This is not a database, but longer than a header of one." * 50)
+    with pytest.raises(StoreError, match="cannot open: file is not a database"):
+        opened(path, read_only=True)
+
+    assert [path] == list(path.parent.iterdir())
+
+
 def test_a_path_that_cannot_be_opened_is_explained_and_not_held(tmp_path: Path) -> None:
     """A folder where the file should be, a file where the folder should be."""
     (tmp_path / "folder.db").mkdir()
@@ -211,6 +240,15 @@ def test_a_path_that_cannot_be_opened_is_explained_and_not_held(tmp_path: Path) 
         assert "in use" not in str(caught.value)
     (tmp_path / "folder.db").rmdir()
     opened(tmp_path / "folder.db").close()
+
+
+@pytest.mark.skipif(
+    not Path("/sys").is_dir(), reason="needs a folder in which not even root may create files"
+)
+def test_a_folder_that_may_not_be_written_is_explained() -> None:
+    """Sysfs refuses new files to everybody."""
+    with pytest.raises(StoreError, match=r"^/sys/notes\.db: cannot open: .* Check that this user may write"):
+        opened(Path("/sys/notes.db"))
 
 
 def test_a_database_that_may_not_be_written_is_explained(database: Database) -> None:

@@ -4,6 +4,7 @@ Training runs in its thread; `Federation.turn` waits for that thread, so everyth
 """
 
 import logging
+import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -281,6 +282,31 @@ def test_a_large_dense_update_goes_in_chunks_and_is_folded(tmp_path: Path) -> No
 
     np.testing.assert_allclose(stub.delta, service.engine.model.vector - before, atol=1e-5)
     assert agent.transport.traffic.packets_sent > 100
+    federation.close()
+
+
+def test_a_download_that_takes_long_is_not_begun_anew(tmp_path: Path) -> None:
+    """Each chunk shows that it lives, although all together take longer than a pull may be silent."""
+    federation = Federation(tmp_path, LARGE)
+    federation.serve(task={"settings": ()}, publish=PublishSettings(min_interval=0.0, chunk_bytes=8192))
+    broker = federation.broker
+    chunks = [(topic, kept.payload) for topic, kept in broker._retained.items() if "/object/" in topic]
+    for topic, _ in chunks:
+        broker.publish(topic, b"", retain=True, expiry=None)
+    agent = federation.join(Stub(LARGE))
+    federation.settle()
+    sent = agent.transport.traffic.packets_sent
+    for topic, payload in chunks[:-1]:
+        federation.now += PULL_SECONDS - 1
+        federation.settle()
+        broker.publish(topic, payload, retain=False, expiry=None)
+        federation.settle()
+    # each chunk costs its acknowledgement and the end of its subscription, and nothing else was asked for
+    assert sent + 2 * len(chunks[:-1]) == agent.transport.traffic.packets_sent
+    broker.publish(*chunks[-1], retain=False, expiry=None)
+    federation.until(lambda: federation.folded == 1)
+
+    assert 7 == len(chunks)
     federation.close()
 
 
@@ -721,6 +747,55 @@ def test_metrics_of_any_name_do_not_end_the_agent(federation: Federation) -> Non
     assert 1 == len(trained)
     assert '"loss": 0.5' in trained[0]
     assert '"seq": 1' in trained[0]
+
+
+# Everything at once.
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_is_lost_and_nothing_is_counted_twice(tmp_path: Path, seed: int) -> None:
+    """Promise 1: connections break, processes end, the broker forgets and doubles; each update is folded once."""
+    federation = Federation(tmp_path, duplicate_rate=0.2, seed=seed)
+    rng = random.Random(seed)
+    service = federation.serve(fold=ON_AND_ON)
+    agents = {client: federation.join(Stub(), client=client) for client in ("first", "second")}
+    for _ in range(60):
+        match rng.choice(
+            ["agent", "aggregator", "broker", "forgetful broker", "link", "link", "time", "time"]
+        ):
+            case "agent":
+                client = rng.choice(list(agents))
+                federation.leave(agents[client])
+                agents[client] = federation.join(Stub(), client=client)
+            case "aggregator":
+                service = federation.serve(fold=ON_AND_ON)
+            case "broker" | "forgetful broker" as which:
+                federation.broker.stop(forget=which == "forgetful broker")
+                federation.turn()
+                federation.broker.start()
+            case "link":
+                federation.broker.disconnect(
+                    rng.choice([AGGREGATOR, *(f"default-client-{c}" for c in agents)])
+                )
+            case "time":
+                federation.now += rng.choice([0.5, RECEIPT_GRACE, RESEND, PULL_SECONDS])
+        for _ in range(rng.randrange(12)):
+            federation.turn()
+
+    def rest() -> None:
+        raise InterruptedError("enough")
+
+    for agent in agents.values():
+        agent._trainer.on_train = rest  # type: ignore[union-attr]
+    for _ in range(10):
+        federation.settle()
+        federation.now += RESEND
+
+    made = {client: agent._outbox.next_seq - 1 for client, agent in agents.items()}
+    assert [[], []] == [agent._outbox.pending() for agent in agents.values()]
+    assert sum(made.values()) == service.engine.tally.folded > 10
+    assert {} == dict(service.engine.tally.refused)
+    federation.close()
 
 
 # The loop.

@@ -171,6 +171,20 @@ def test_chunks_of_another_cut_do_not_mix() -> None:
     np.testing.assert_array_equal(decoded(with_delta=False), frames.assemble().vector)
 
 
+def test_only_chunks_of_the_present_head_are_held() -> None:
+    """Heads may come and go for ever; memory does not grow with them."""
+    frames = reader()
+    for number in range(5):
+        content = np.random.default_rng(number).bytes(200)
+        announced = replace(head(), keyframe=Keyframe(codec=FULL, content=ref(content, 2)))
+        frames.begin(announced)
+        frames.add(ref(content, 2), 0, content[:100])
+
+    assert 1 == len(frames._pieces)
+    frames.begin(head())
+    assert 0 == len(frames._pieces)
+
+
 def test_a_head_of_another_layout_is_refused() -> None:
     """It cannot be decoded with ours."""
     with pytest.raises(WireError, match="layout ffffffffffffffff, the plan has"):
