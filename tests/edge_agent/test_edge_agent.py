@@ -3,6 +3,7 @@
 Training runs in its thread; `Federation.turn` waits for that thread, so everything happens in one order.
 """
 
+import contextlib
 import logging
 import random
 import threading
@@ -224,12 +225,26 @@ class Federation:
             self.service._store.close()
 
 
+Found = Callable[..., Federation]
+
+
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
+def found(tmp_path: Path) -> Iterator[Found]:
+    """Founds federations; see `Federation`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(layout: ParamLayout = MLP, **broker: Any) -> Federation:
+            federation = Federation(tmp_path, layout, **broker)
+            stack.callback(federation.close)
+            return federation
+
+        yield make
+
+
+@pytest.fixture
+def federation(found: Found) -> Federation:
     """Without an aggregator and without agents yet."""
-    federation = Federation(tmp_path)
-    yield federation
-    federation.close()
+    return found()
 
 
 def residual(outbox: Outbox, layout: ParamLayout = MLP) -> ParamVector:
@@ -267,9 +282,9 @@ def test_a_version_is_trained_on_once_in_a_synchronous_federation(federation: Fe
     assert {} == dict(service.engine.tally.refused)
 
 
-def test_a_large_dense_update_goes_in_chunks_and_is_folded(tmp_path: Path) -> None:
+def test_a_large_dense_update_goes_in_chunks_and_is_folded(found: Found) -> None:
     """100 KB through a broker that takes 2 KB at a time, and every bit of it arrives."""
-    federation = Federation(tmp_path, LARGE, maximum_packet_size=2048)
+    federation = found(LARGE, maximum_packet_size=2048)
     service = federation.serve(
         fold=ON_AND_ON,
         task={"codec": "float32", "settings": ()},
@@ -282,12 +297,11 @@ def test_a_large_dense_update_goes_in_chunks_and_is_folded(tmp_path: Path) -> No
 
     np.testing.assert_allclose(stub.delta, service.engine.model.vector - before, atol=1e-5)
     assert agent.transport.traffic.packets_sent > 100
-    federation.close()
 
 
-def test_a_download_that_takes_long_is_not_begun_anew(tmp_path: Path) -> None:
+def test_a_download_that_takes_long_is_not_begun_anew(found: Found) -> None:
     """Each chunk shows that it lives, although all together take longer than a pull may be silent."""
-    federation = Federation(tmp_path, LARGE)
+    federation = found(LARGE)
     federation.serve(task={"settings": ()}, publish=PublishSettings(min_interval=0.0, chunk_bytes=8192))
     broker = federation.broker
     chunks = [(topic, kept.payload) for topic, kept in broker._retained.items() if "/object/" in topic]
@@ -307,7 +321,6 @@ def test_a_download_that_takes_long_is_not_begun_anew(tmp_path: Path) -> None:
     federation.until(lambda: federation.folded == 1)
 
     assert 7 == len(chunks)
-    federation.close()
 
 
 # Refused.
@@ -682,10 +695,10 @@ def test_a_training_that_diverges_is_told_and_thrown_away(
 
 
 def test_an_update_that_the_full_disk_does_not_take_is_written_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    found: Found, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It stays in memory, and nothing is trained meanwhile."""
-    federation = Federation(tmp_path, LARGE)
+    federation = found(LARGE)
     federation.serve(task={"settings": ()})
     stub = Stub(LARGE)
     agent = federation.join(stub)
@@ -703,7 +716,6 @@ def test_an_update_that_the_full_disk_does_not_take_is_written_later(
     federation.until(lambda: federation.folded == 1)
 
     assert 1 == stub.trained
-    federation.close()
 
 
 def test_a_receipt_that_the_disk_does_not_take_is_kept(
@@ -753,9 +765,9 @@ def test_metrics_of_any_name_do_not_end_the_agent(federation: Federation) -> Non
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_nothing_is_lost_and_nothing_is_counted_twice(tmp_path: Path, seed: int) -> None:
+def test_nothing_is_lost_and_nothing_is_counted_twice(found: Found, seed: int) -> None:
     """Promise 1: connections break, processes end, the broker forgets and doubles; each update is folded once."""
-    federation = Federation(tmp_path, duplicate_rate=0.2, seed=seed)
+    federation = found(duplicate_rate=0.2, seed=seed)
     rng = random.Random(seed)
     service = federation.serve(fold=ON_AND_ON)
     agents = {client: federation.join(Stub(), client=client) for client in ("first", "second")}
@@ -795,7 +807,6 @@ def test_nothing_is_lost_and_nothing_is_counted_twice(tmp_path: Path, seed: int)
     assert [[], []] == [agent._outbox.pending() for agent in agents.values()]
     assert sum(made.values()) == service.engine.tally.folded > 10
     assert {} == dict(service.engine.tally.refused)
-    federation.close()
 
 
 # The loop.
