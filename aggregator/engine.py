@@ -222,7 +222,7 @@ class _Judgement:
             self._duplicates += 1
             self._answers.add((update_id.client, update_id.epoch))
             return False
-        if not fits(receipt, update_id.seq, floor):
+        if not fits(update_id.seq, floor):
             detail = f"seq {update_id.seq} is too far beyond {receipt.high_water}, floor {floor}"
             self._dropped.append((client, Refusal(reason=Rejection.SEQUENCE, detail=detail)))
             return False

@@ -34,14 +34,13 @@ def settle(receipt: Receipt, seq: int, floor: int, refusal: Refusal | None) -> R
     return replace(receipt, high_water=high_water, beyond=tuple(sorted(beyond)), refused=tuple(refused))
 
 
-def fits(receipt: Receipt, seq: int, floor: int) -> bool:
-    """Whether settling `seq` keeps the receipt within its bound.
+def fits(seq: int, floor: int) -> bool:
+    """Whether settling `seq` keeps its receipt within its bound.
 
-    A client whose outbox holds at most `MAX_RECEIPT_ENTRIES` updates always fits: `seq − floor` is smaller.
+    It always does for a client whose outbox spans at most `MAX_RECEIPT_ENTRIES` numbers. Entries below the floor of
+    the highest number are gone, and none comes back: both lists lie within one such span.
     """
-    return (
-        seq - max(floor, receipt.high_water + 1) < MAX_RECEIPT_ENTRIES and seq - floor < MAX_RECEIPT_ENTRIES
-    )
+    return seq - floor < MAX_RECEIPT_ENTRIES
 
 
 class Ledger:

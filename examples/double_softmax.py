@@ -34,6 +34,7 @@ def first_gradient(*, softmax: bool) -> float:
     scores = torch.zeros(1, 10, requires_grad=True)
     outputs = scores.softmax(dim=1) if softmax else scores
     nn.CrossEntropyLoss()(outputs, torch.tensor([3])).backward()
+    assert scores.grad is not None
     return float(scores.grad.norm())
 
 

@@ -20,12 +20,6 @@ MODEL_EPOCH = 0xE90C
 
 
 @pytest.fixture(scope="session")
-def model_epoch() -> int:
-    """The epoch of the engines and updates that are made here."""
-    return MODEL_EPOCH
-
-
-@pytest.fixture(scope="session")
 def layout() -> ParamLayout:
     """Twenty trainable parameters and two buffer scalars."""
     return ParamLayout(

@@ -1,4 +1,4 @@
-"""The independent client in a real federation: what was written from `docs/protocol.md` alone takes part."""
+"""The independent client in a real federation: what follows `docs/protocol.md` and nothing else takes part."""
 
 import ast
 import sys
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.service import Service
-from fedmq.aggregator.settings import AggregatorSettings, StoreSettings, TaskSettings
+from fedmq.aggregator.settings import AggregatorSettings, StoreSettings
 from fedmq.aggregator.store import Store
 from fedmq.aggregator.strategy import FoldSettings
+from fedmq.aggregator.tasks import TaskSettings
 
 from fedmq import encoding, wire
 from fedmq.codecs import parse_pipeline

@@ -1,6 +1,8 @@
 """`docs/protocol.md` against the code: its bytes, its tables, its limits.
 
 Run as a script it prints the worked example's blocks as the code makes them, for whoever changes the page.
+
+Longer than 350 lines, because the worked example and the checks of the page belong together.
 """
 
 import json
