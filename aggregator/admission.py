@@ -23,6 +23,9 @@ class AdmissionSettings:
     max_norm: float = setting(
         1000.0, help="largest Euclidean norm of a decoded delta; larger ones are refused", low=0
     )
+    max_rate: float = setting(
+        1000.0, help="updates of one client per second; more are dropped, and their client sends them again", low=0.01
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

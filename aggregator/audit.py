@@ -16,7 +16,7 @@ from fedmq.types import ClientId, ParamVector
 from .admission import AdmissionSettings
 from .decision import Record
 from .engine import Engine
-from .ledger import Ledger
+from .ledger import Key, Ledger
 from .state import pack_state, unpack_state
 from .store import Snapshot, Store
 
@@ -187,6 +187,7 @@ def _check_journal(store: Store, oldest: int) -> Iterator[str]:
     """Gaps, duplicates, missing messages, and what the ledger says otherwise."""
     ledger = Ledger(store.receipts())
     seen: dict[tuple[str, int, int], int] = {}
+    newest: dict[Key, int] = {}
     expected: int | None = None
     for entry in store.journal():
         if expected is not None and entry.position != expected:
@@ -198,6 +199,13 @@ def _check_journal(store: Store, oldest: int) -> Iterator[str]:
         seen[name] = entry.position
         if not entry.reason and entry.message_bytes is None and entry.position > oldest:
             yield f"the message of record {entry.position} is missing"
-        receipt = ledger.get(ClientId(entry.client), entry.epoch)
-        if not receipt.is_settled(entry.seq):
+        client = ClientId(entry.client)
+        newest[client, entry.epoch] = entry.position
+        is_known = entry.epoch in ledger.epochs(client)
+        if is_known and not ledger.get(client, entry.epoch).is_settled(entry.seq):
             yield f"record {entry.position} is not settled in the ledger: {entry.client} seq {entry.seq}"
+    for (client, epoch), position in newest.items():
+        epochs = ledger.epochs(client)
+        # An outbox may be forgotten once its client has later ones.
+        if epoch not in epochs and position > min((newest.get((client, e), 0) for e in epochs), default=0):
+            yield f"the ledger has no entry for the outbox {epoch:x} of {client}, last heard of at record {position}"

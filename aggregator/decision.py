@@ -63,6 +63,7 @@ class Decision:
     Attributes:
         records: for the journal, in order.
         receipts: the ledger's new entries.
+        forgotten: the entries that they push out, of outboxes that their clients lost long ago.
         answers: the receipts to send: the new ones, and those of duplicates.
         dropped: messages that could not be read or settled; counted, and told to the client as a notice.
         duplicates: how many arrivals were settled before.
@@ -70,6 +71,7 @@ class Decision:
 
     records: tuple[Record, ...]
     receipts: Mapping[Key, Receipt]
+    forgotten: tuple[Key, ...]
     answers: frozenset[Key]
     dropped: tuple[tuple[str, Refusal], ...]
     duplicates: int

@@ -92,7 +92,7 @@ class Engine:
 
     def commit(self, decision: Decision) -> None:
         """Fold a decision that is durable."""
-        self.ledger.install(decision.receipts)
+        self.ledger.install(decision.receipts, decision.forgotten)
         for record in decision.records:
             self._apply(record)
 
@@ -173,10 +173,12 @@ class _Judgement:
     def judge(self, batch: Sequence[Arrival]) -> Decision:
         for arrival in batch:
             self._judge(arrival)
+        forgotten = self._view.forgotten()
         return Decision(
             records=tuple(self._records),
             receipts=self._view.changed,
-            answers=frozenset(self._answers),
+            forgotten=forgotten,
+            answers=frozenset(self._answers.difference(forgotten)),
             dropped=tuple(self._dropped),
             duplicates=self._duplicates,
         )

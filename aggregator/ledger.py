@@ -2,16 +2,21 @@
 
 One entry for each client and outbox epoch, and the entry *is* the receipt that the client gets: a duplicate is
 answered with the same bytes. An entry does not grow: the client's floor, carried in every update, moves its
-high-water mark past what the client no longer has.
+high-water mark past what the client no longer has. Nor does the number of a client's entries: a device that loses its
+outbox again and again leaves an entry each time, and only the newest few are kept.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
+from typing import Final
 
 from fedmq.types import ClientId, Receipt, Refusal, UpdateId
 from fedmq.wire import MAX_RECEIPT_ENTRIES
 
 Key = tuple[ClientId, int]
+
+DEFAULT_KEEP_EPOCHS: Final = 8
 
 
 def settle(receipt: Receipt, seq: int, floor: int, refusal: Refusal | None) -> Receipt:
@@ -44,30 +49,45 @@ def fits(seq: int, floor: int) -> bool:
 
 
 class Ledger:
-    """All entries, in memory."""
+    """All entries, in memory.
 
-    def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
-        self._receipts = {(receipt.client, receipt.epoch): receipt for receipt in receipts}
-        self._latest: dict[ClientId, int] = dict(self._receipts.keys())
+    Args:
+        receipts: those there are, in the order in which they were last added to.
+        keep_epochs: how many outbox epochs of one client are kept; the one that was silent for longest is forgotten.
+    """
+
+    def __init__(self, receipts: Iterable[Receipt] = (), *, keep_epochs: int = DEFAULT_KEEP_EPOCHS) -> None:
+        self.keep_epochs = keep_epochs
+        # By client, then by epoch; the epoch that was last added to comes last.
+        self._clients: dict[ClientId, dict[int, Receipt]] = {}
+        self.install({(receipt.client, receipt.epoch): receipt for receipt in receipts})
 
     def __len__(self) -> int:
-        return len(self._receipts)
+        return sum(map(len, self._clients.values()))
 
     def __iter__(self) -> Iterator[Receipt]:
-        return iter(self._receipts.values())
+        return chain.from_iterable(epochs.values() for epochs in self._clients.values())
 
     def get(self, client: ClientId, epoch: int) -> Receipt:
         """The receipt of one outbox; an empty one when nothing of it has been seen."""
-        return self._receipts.get((client, epoch)) or Receipt(client=client, epoch=epoch)
+        return self._clients.get(client, {}).get(epoch) or Receipt(client=client, epoch=epoch)
 
-    def install(self, entries: Mapping[Key, Receipt]) -> None:
-        """Replace entries by newer ones."""
-        self._receipts.update(entries)
-        self._latest.update(entries.keys())
+    def install(self, entries: Mapping[Key, Receipt], forgotten: Iterable[Key] = ()) -> None:
+        """Replace entries by newer ones, then let go of some."""
+        for (client, epoch), receipt in entries.items():
+            epochs = self._clients.setdefault(client, {})
+            epochs.pop(epoch, None)
+            epochs[epoch] = receipt
+        for client, epoch in forgotten:
+            self._clients[client].pop(epoch, None)
+
+    def epochs(self, client: ClientId) -> tuple[int, ...]:
+        """A client's outbox epochs; the one that was last added to comes last."""
+        return tuple(self._clients.get(client, ()))
 
     def latest(self, client: ClientId) -> Key:
         """The key of the outbox that was last heard of; with epoch 0 when none was."""
-        return client, self._latest.get(client, 0)
+        return client, next(reversed(self._clients.get(client, {0: None})))
 
 
 class LedgerView:
@@ -83,5 +103,21 @@ class LedgerView:
 
     def settle(self, update_id: UpdateId, floor: int, refusal: Refusal | None) -> None:
         """Note that an update is folded or refused."""
-        receipt = self.get(update_id.client, update_id.epoch)
-        self.changed[update_id.client, update_id.epoch] = settle(receipt, update_id.seq, floor, refusal)
+        key = update_id.client, update_id.epoch
+        receipt = self.get(*key)
+        self.changed.pop(key, None)  # the order is that of the last change
+        self.changed[key] = settle(receipt, update_id.seq, floor, refusal)
+
+    def forgotten(self) -> tuple[Key, ...]:
+        """The entries that the changes push out."""
+        heard: dict[ClientId, list[int]] = {}
+        for client, epoch in self.changed:
+            heard.setdefault(client, []).append(epoch)
+        return tuple(
+            (client, epoch)
+            for client, epochs in heard.items()
+            for epoch in self._in_order(client, epochs)[: -self._ledger.keep_epochs]
+        )
+
+    def _in_order(self, client: ClientId, heard: list[int]) -> list[int]:
+        return [epoch for epoch in self._ledger.epochs(client) if epoch not in heard] + heard

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fedmq import wire
-from fedmq.errors import PacketTooLargeError, TransportError
+from fedmq.errors import PacketTooLargeError, TransportError, WireError
 from fedmq.topics import Topics
 from fedmq.transport.base import PublishToken, Transport
 from fedmq.types import GlobalModel, ObjectRef, Receipt, Refusal
@@ -103,6 +103,13 @@ class Outlet:
         """Put the current keyframe's chunks into the queue, for a broker that may have lost them."""
         for ref, chunks in self._publisher.keyframe_objects():
             self._queue_object(ref, chunks)
+
+    def adopt(self, payload: bytes) -> None:
+        """Let the next publish clear what a retained head refers to that is not ours; unreadable ones are let be."""
+        try:
+            self._publisher.adopt(wire.unpack_head(payload))
+        except WireError as error:
+            log.warning("the retained model cannot be read: %s", error)
 
     def queue_model(self, model: GlobalModel) -> Published:
         """Put a version into the queue: objects, head, then what no head refers to any more is cleared."""

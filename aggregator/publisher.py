@@ -109,6 +109,13 @@ class Publisher:
         kept = [frame.keyframe.content, *(ref for ref, _ in objects)]
         return Publication(head=head, objects=objects, retired=self._retire(kept))
 
+    def adopt(self, head: ModelHead) -> None:
+        """Take responsibility for the objects of a head that a former life of this process left on the broker."""
+        refs = [head.keyframe.content]
+        if head.delta is not None and isinstance(head.delta.content, ObjectRef):
+            refs.append(head.delta.content)
+        self._dying += [ref for ref in refs if ref not in self._live and ref not in self._dying]
+
     def keyframe_objects(self) -> tuple[tuple[ObjectRef, tuple[bytes, ...]], ...]:
         """The current keyframe's chunks, for a broker that may have lost them."""
         frame = self._frame

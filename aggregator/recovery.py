@@ -16,7 +16,7 @@ from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES
 from . import strategy
 from .admission import AdmissionSettings
 from .engine import Engine
-from .ledger import Ledger
+from .ledger import DEFAULT_KEEP_EPOCHS, Ledger
 from .settings import AggregatorSettings
 from .state import pack_state, unpack_state
 from .store import Snapshot, Store
@@ -35,7 +35,12 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
         ModelFileError: the model file cannot be read.
     """
     rule = make_rule(settings.fold)
-    engine = restore(store, admission=settings.admission, max_update_bytes=settings.task.max_update_bytes)
+    engine = restore(
+        store,
+        admission=settings.admission,
+        max_update_bytes=settings.task.max_update_bytes,
+        keep_epochs=settings.store.keep_epochs,
+    )
     if engine is None:
         engine = _begin(settings, rule)
         _save(settings, store, engine, keep=1)
@@ -60,13 +65,14 @@ def restore(
     *,
     admission: AdmissionSettings | None = None,
     max_update_bytes: int = DEFAULT_MAX_UPDATE_BYTES,
+    keep_epochs: int = DEFAULT_KEEP_EPOCHS,
 ) -> Engine | None:
     """The engine as it was when the last decision became durable; None for an empty store. Changes nothing.
 
     Raises:
         StoreError: no snapshot with its journal tail is intact.
     """
-    ledger = Ledger(store.receipts())
+    ledger = Ledger(store.receipts(), keep_epochs=keep_epochs)
     tried = 0
     for snapshot in store.snapshots():
         try:
@@ -100,7 +106,7 @@ def _begin(settings: AggregatorSettings, rule: Rule) -> Engine:
         layout=layout,
         rule=rule,
         state=strategy.init(rule, vector),
-        ledger=Ledger(),
+        ledger=Ledger(keep_epochs=settings.store.keep_epochs),
         admission=settings.admission,
         max_update_bytes=settings.task.max_update_bytes,
     )

@@ -9,13 +9,13 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Final
 
 from fedmq import __version__, wire
 from fedmq.envelope import Kind
-from fedmq.errors import StoreError
+from fedmq.errors import StoreError, WireError
 from fedmq.eventlog import EventLog
 from fedmq.plan import Plan
 from fedmq.topics import Topics, check_name, is_name, last_level
@@ -29,17 +29,18 @@ from fedmq.transport.base import (
     Transport,
     Will,
 )
-from fedmq.types import ClientId, Presence, PresenceState, Rejection
+from fedmq.types import ClientId, Presence, PresenceState, Refusal, Rejection
 
+from .chronicle import Chronicle
 from .decision import Arrival, Decision
 from .engine import Engine
 from .outlet import Outlet
+from .pace import Pace
 from .publisher import Publisher, codec_setting
 from .recovery import recover
 from .settings import AggregatorSettings
 from .spool import Spool
 from .state import pack_state
-from .stats import Counters
 from .store import ChunkChanges, Snapshot, Store
 from .tasks import make_plan
 
@@ -94,12 +95,15 @@ class Service:
         self._spool.restore(store.chunks(), clock())
         self._events = EventLog(settings.events)
         self._boot = secrets.randbits(62) + 1
+        self._presence_topic = self._topics.aggregator(settings.shard)
+        self._birth = presence(self.engine.epoch, self._boot, PresenceState.ONLINE)
         will = Will(
-            topic=self._topics.aggregator(settings.shard),
+            topic=self._presence_topic,
             payload=presence(self.engine.epoch, self._boot, PresenceState.OFFLINE),
         )
         self._transport = connect(f"{settings.federation}-aggregator-{settings.shard}", will, SESSION_EXPIRY)
-        self._counters = Counters()
+        self._chronicle = Chronicle(self._events)
+        self._pace = Pace(settings.admission.max_rate)
         self._pending: deque[Delivery] = deque()
         self._outlet = Outlet(
             self._transport,
@@ -141,6 +145,7 @@ class Service:
             self._process()
         now = self._clock()
         self._spool.expire(now)
+        self._chronicle.catch_up(now)
         if self._connected:
             self._outlet.send_receipts()
             self._outlet.flush()
@@ -159,6 +164,8 @@ class Service:
             if event is None:
                 return
             match event:
+                case Delivery(topic=topic) if topic in (self._presence_topic, self._topics.model):
+                    self._hear(event)
                 case Delivery():
                     if not self._pending:
                         deadline = min(deadline, self._clock() + store.batch_delay)
@@ -204,7 +211,7 @@ class Service:
         for delivery in batch:
             client = last_level(delivery.topic)
             if is_name(client) and (arrival := self._spool.take(client, delivery.payload, now)):
-                arrivals.append(arrival)
+                arrivals.append(arrival if self._pace.admits(client, now) else self._too_fast(client))
         decision = self.engine.offer(arrivals)
         changes = self._spool.take_changes()
         if decision.records or changes.added or changes.dropped:
@@ -213,55 +220,29 @@ class Service:
         for delivery in batch:
             delivery.ack()
         self._pending.clear()
-        self._note(batch, arrivals, decision)
+        self._outlet.owe(decision.answers)
+        for client, refusal in decision.dropped:
+            self._outlet.owe_notice(self.engine.ledger.latest(ClientId(client)), client, refusal)
+        self._chronicle.note(batch, decision, now)
         if self.engine.position - self._snapshot_position >= self._settings.store.snapshot_records:
             self._snapshot()
+
+    def _too_fast(self, client: str) -> Arrival:
+        detail = f"more than {self._settings.admission.max_rate:g} updates a second"
+        return Arrival(client=client, message=b"", refusal=Refusal(reason=Rejection.QUOTA, detail=detail))
 
     def _persist(self, decision: Decision, changes: ChunkChanges) -> None:
         while True:
             try:
-                self._store.append(decision.records, decision.receipts, changes, time.time())
+                self._store.append(
+                    decision.records, decision.receipts, changes, time.time(), decision.forgotten
+                )
                 return
             except StoreError as error:
                 log.error("%s Nothing is acknowledged until it works; trying again.", error)
                 if self._stopping:
                     raise
                 time.sleep(_RETRY_SECONDS)
-
-    def _note(self, batch: Sequence[Delivery], arrivals: Sequence[Arrival], decision: Decision) -> None:
-        """Counters, diary and the receipts now owed."""
-        counters = self._counters
-        counters.batches += 1
-        counters.received += len(batch)
-        counters.received_bytes += sum(len(delivery.payload) for delivery in batch)
-        counters.duplicates += decision.duplicates
-        self._outlet.owe(decision.answers)
-        for client, refusal in decision.dropped:
-            counters.dropped[refusal.reason] += 1
-            self._outlet.owe_notice(self.engine.ledger.latest(ClientId(client)), client, refusal)
-            log.warning("dropped a message from %s: %s", client, refusal)
-            self._events.write("refusal", client=client, seq=0, reason=refusal.reason)
-        for record in decision.records:
-            if record.refusal is not None:
-                log.warning("refused %s: %s", record.id, record.refusal)
-                if record.refusal.reason is Rejection.FUTURE_VERSION:
-                    log.error(
-                        "clients know a later version of this model than the store: if an older store was "
-                        "restored, start the aggregator once with --store-new-epoch"
-                    )
-                self._events.write(
-                    "refusal", client=record.id.client, seq=record.id.seq, reason=record.refusal.reason
-                )
-            else:
-                self._events.write(
-                    "fold",
-                    client=record.id.client,
-                    seq=record.id.seq,
-                    base_version=record.base_version,
-                    version=record.version,
-                    staleness=record.staleness,
-                    bytes=len(record.message),
-                )
 
     def _snapshot(self) -> None:
         engine, settings = self.engine, self._settings.store
@@ -286,11 +267,29 @@ class Service:
         outlet.restart()
         # First the subscription: an agent that finds a model must find someone listening.
         self._transport.subscribe(topics.updates(shard))
+        self._transport.subscribe(self._presence_topic)
+        self._transport.subscribe(topics.model)
         outlet.queue(topics.plan, wire.pack_plan(self.plan))
         outlet.queue_keyframe()
         self._queue_model(self._clock())
-        outlet.queue(topics.aggregator(shard), presence(self.engine.epoch, self._boot, PresenceState.ONLINE))
+        outlet.queue(self._presence_topic, self._birth)
         outlet.flush()
+
+    def _hear(self, delivery: Delivery) -> None:
+        """What lies on our own retained topics: a former life's model, or its will, which came late."""
+        delivery.ack()
+        if delivery.topic == self._topics.model:
+            self._transport.unsubscribe(delivery.topic)
+            if delivery.payload:
+                self._outlet.adopt(delivery.payload)
+            return
+        try:
+            heard = wire.unpack_presence(Kind.AGGREGATOR, delivery.payload)
+        except WireError:
+            heard = None  # cleared, or damaged: in either case not what clients must find there
+        if heard is None or heard.boot != self._boot or heard.state is not PresenceState.ONLINE:
+            self._outlet.queue(self._presence_topic, self._birth)
+            self._outlet.flush()
 
     @property
     def plan(self) -> Plan:
@@ -316,12 +315,12 @@ class Service:
     def _queue_model(self, now: float) -> None:
         published = self._outlet.queue_model(self.engine.model)
         self._published_at = now
-        self._counters.versions_published += 1
+        self._chronicle.counters.versions_published += 1
         self._events.write("publish", **asdict(published))
 
     def _publish_stats(self) -> None:
         self._outlet.send_stats(
-            self._counters.summary(self.engine, self._settings.fold.strategy, time.time())
+            self._chronicle.counters.summary(self.engine, self._settings.fold.strategy, time.time())
         )
 
     def _leave(self) -> None:
@@ -330,7 +329,7 @@ class Service:
             self._outlet.send_receipts()
             self._publish_stats()
             self._outlet.send(
-                self._topics.aggregator(self._settings.shard),
+                self._presence_topic,
                 presence(self.engine.epoch, self._boot, PresenceState.OFFLINE),
             )
         log.info("stopped at version %d", self.engine.state.version)

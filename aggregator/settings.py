@@ -7,6 +7,7 @@ from fedmq.connection import ConnectionSettings
 from fedmq.settings import setting
 
 from .admission import AdmissionSettings
+from .ledger import DEFAULT_KEEP_EPOCHS
 from .publisher import PublishSettings
 from .strategy import FoldSettings
 from .tasks import TaskSettings
@@ -28,6 +29,11 @@ class StoreSettings:
     keep_snapshots: int = setting(3, help="snapshots kept; each can be recovered from", low=1)
     keep_records: int = setting(
         100_000, help="journal records kept for audit behind the newest snapshot", low=0
+    )
+    keep_epochs: int = setting(
+        DEFAULT_KEEP_EPOCHS,
+        help="outboxes of one client that are remembered; a device that lost its own counts as a new one",
+        low=1,
     )
 
 

@@ -1,14 +1,14 @@
 """The spool: updates that arrive in chunks, until they are whole. Pure; the store keeps the pieces.
 
 A chunk is acknowledged once it is durable, like an update: otherwise the unfinished chunks of a few slow clients
-would fill the broker's window and stop everybody. Memory is bounded in all and for each client.
+would fill the broker's window and stop everybody. Memory is bounded, and shared fairly: when it is full, the client
+that holds most of it gives way, so that nobody can shut the others out with updates that never end.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 
 from fedmq import wire
-from fedmq.chunks import DEFAULT_TTL, Reassembler
+from fedmq.chunks import DEFAULT_TTL, PIECE_BYTES, Reassembler
 from fedmq.envelope import MAX_DETAIL, Kind, kind_of
 from fedmq.errors import StoreError, WireError
 from fedmq.types import Chunk, Refusal, Rejection, UpdateId
@@ -18,6 +18,8 @@ from .store import ChunkChanges
 
 #: Unfinished updates that one client may have at a time; an agent sends one after the other.
 _PARTIALS_PER_CLIENT = 4
+#: In all.
+_PARTIALS = 1024
 
 
 class Spool:
@@ -40,9 +42,11 @@ class Spool:
     ) -> None:
         self._is_settled, self._max_update_bytes = is_settled, max_update_bytes
         self._reassembler: Reassembler[UpdateId] = Reassembler(
-            max_message=max_update_bytes, max_total=max_bytes, ttl=ttl
+            max_message=max_update_bytes, max_total=max_bytes, max_partial=_PARTIALS, ttl=ttl
         )
-        self._partials: Counter[str] = Counter()
+        self._max_bytes = max_bytes
+        # By client: its unfinished updates, the oldest first.
+        self._partials: dict[str, dict[UpdateId, None]] = {}
         self._added: list[tuple[UpdateId, int, bytes]] = []
         self._dropped: dict[UpdateId, None] = {}
         # Made whole since the last `take_changes`: settled soon, but `is_settled` does not know it yet.
@@ -90,8 +94,11 @@ class Spool:
             detail = f"{chunk.size} bytes announced, at most {self._max_update_bytes} are allowed"
             refusal = Refusal(reason=Rejection.TOO_LARGE, detail=detail)
             return Arrival(client=client, message=b"", id=chunk.id, refusal=refusal)
-        if chunk.id not in self._reassembler and self._partials[client] >= _PARTIALS_PER_CLIENT:
+        if chunk.id not in self._reassembler and len(self._partials.get(client, ())) >= _PARTIALS_PER_CLIENT:
             return _drop(client, Rejection.QUOTA, f"{_PARTIALS_PER_CLIENT} updates are unfinished already")
+        if not self._make_room(chunk):
+            return _drop(client, Rejection.QUOTA, "there is no room for more unfinished updates; nobody holds more")
+        held = self._reassembler.held
         try:
             whole = self._add(chunk, now)
         except WireError as error:
@@ -99,7 +106,8 @@ class Spool:
             self._release(chunk.id)
             return _drop(client, Rejection.UNREADABLE, str(error))
         if whole is None:
-            self._added.append((chunk.id, chunk.index, message))
+            if self._reassembler.held > held:  # not a piece that was there already
+                self._added.append((chunk.id, chunk.index, message))
             return None
         self._release(chunk.id)
         self._completed.add(chunk.id)
@@ -116,9 +124,25 @@ class Spool:
         self._added, self._dropped, self._completed = [], {}, set()
         return changes
 
+    def _make_room(self, chunk: Chunk) -> bool:
+        """Give up updates of those who hold most, as far as a chunk needs it and they hold more than its client."""
+        size = len(chunk.data) + PIECE_BYTES
+        while not self._has_room(chunk, size):
+            heaviest = max(self._partials, key=self._held_by)
+            if self._held_by(heaviest) <= self._held_by(chunk.id.client) + size:
+                return False
+            self._release(next(iter(self._partials[heaviest])))
+        return True
+
+    def _has_room(self, chunk: Chunk, size: int) -> bool:
+        is_countable = chunk.id in self._reassembler or len(self._reassembler) < _PARTIALS
+        return is_countable and self._reassembler.held + size <= self._max_bytes
+
+    def _held_by(self, client: str) -> int:
+        return sum(map(self._reassembler.held_for, self._partials.get(client, ())))
+
     def _add(self, chunk: Chunk, now: float) -> bytes | None:
-        if chunk.id not in self._reassembler:
-            self._partials[chunk.id.client] += 1
+        self._partials.setdefault(chunk.id.client, {})[chunk.id] = None
         return self._reassembler.add(
             chunk.id,
             index=chunk.index,
@@ -133,9 +157,10 @@ class Spool:
         self._reassembler.drop(update_id)
         self._dropped[update_id] = None
         self._added = [piece for piece in self._added if piece[0] != update_id]
-        self._partials[update_id.client] -= 1
-        if self._partials[update_id.client] <= 0:
-            del self._partials[update_id.client]
+        of_client = self._partials.get(update_id.client, {})
+        of_client.pop(update_id, None)
+        if not of_client:
+            self._partials.pop(update_id.client, None)
 
 
 def _drop(client: str, reason: Rejection, detail: str) -> Arrival:

@@ -5,13 +5,13 @@ used up are durable together or not at all.
 
     journal    one row for each update that was folded or refused, in the order of folding
     message    the envelope of a folded update, kept until a snapshot that is old enough covers it
-    receipt    the ledger: one packed receipt for each client and outbox epoch
+    receipt    the ledger: one packed receipt for each client and outbox epoch, and the record that last added to it
     snapshot   the engine's state at a position of the journal, with its SHA-256
     chunk      pieces of updates that are not complete yet
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from fedmq.types import ClientId, Receipt, Refusal, Rejection, UpdateId
 from .decision import Record
 from .ledger import Key
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 _APPLICATION_ID: Final = 0x464D5141  # "FMQA"
 
 _TABLES: Final = """
@@ -35,7 +35,8 @@ CREATE TABLE journal (
 );
 CREATE TABLE message (position INTEGER PRIMARY KEY, envelope BLOB NOT NULL);
 CREATE TABLE receipt (
-    client TEXT NOT NULL, epoch INTEGER NOT NULL, receipt BLOB NOT NULL, PRIMARY KEY (client, epoch)
+    client TEXT NOT NULL, epoch INTEGER NOT NULL, receipt BLOB NOT NULL, position INTEGER NOT NULL,
+    PRIMARY KEY (client, epoch)
 ) WITHOUT ROWID;
 CREATE TABLE snapshot (
     position INTEGER PRIMARY KEY, version INTEGER NOT NULL, created REAL NOT NULL,
@@ -136,6 +137,7 @@ class Store:
         receipts: Mapping[Key, Receipt],
         chunks: ChunkChanges,
         received: float,
+        forgotten: Collection[Key] = (),
     ) -> None:
         """Make a decision durable: all of it, in one transaction, or nothing.
 
@@ -144,19 +146,23 @@ class Store:
             receipts: the ledger's new entries.
             chunks: what changes among the unfinished chunks.
             received: wall time in seconds since 1970, for people.
+            forgotten: the ledger's entries that go.
 
         Raises:
             StoreError: the disk is full or fails; nothing of the decision is kept.
         """
         rows = [_row(record, received) for record in records]
         messages = [(record.position, record.message) for record in records if record.refusal is None]
-        entries = [(*key, wire.pack_receipt(receipt)) for key, receipt in receipts.items()]
+        position = {(record.id.client, record.id.epoch): record.position for record in records}
+        entries = [(*key, wire.pack_receipt(entry), position.get(key, 0)) for key, entry in receipts.items()]
         pieces = [(i.client, i.epoch, i.seq, piece, envelope) for i, piece, envelope in chunks.added]
         with self._file.explained("write"), self._file.transaction():
             many = self._db.executemany
             many("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             many("INSERT INTO message VALUES (?, ?)", messages)
-            many("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?)", entries)
+            many("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?, ?)", entries)
+            if forgotten:
+                many("DELETE FROM receipt WHERE client = ? AND epoch = ?", list(forgotten))
             if chunks.dropped:
                 gone = [(i.client, i.epoch, i.seq) for i in chunks.dropped]
                 many("DELETE FROM chunk WHERE client = ? AND epoch = ? AND seq = ?", gone)
@@ -264,9 +270,9 @@ class Store:
             return [] if lines == ["ok"] else lines
 
     def receipts(self) -> Iterator[Receipt]:
-        """The whole ledger."""
+        """The whole ledger, in the order in which the entries were last added to."""
         with self._file.explained("read the ledger"):
-            for (packed,) in self._db.execute("SELECT receipt FROM receipt"):
+            for (packed,) in self._db.execute("SELECT receipt FROM receipt ORDER BY position"):
                 try:
                     yield wire.unpack_receipt(packed)
                 except WireError as error:

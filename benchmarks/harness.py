@@ -40,11 +40,20 @@ class Options:
 
 def parse_options(name: str, description: str) -> Options:
     """Read the command line that all benchmarks share."""
+    return read_options(make_parser(name, description).parse_args())
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser of what all benchmarks share; a benchmark may add its own."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="end within 90 seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=_RESULTS / f"{name}.json")
-    arguments = parser.parse_args()
+    return parser
+
+
+def read_options(arguments: argparse.Namespace) -> Options:
+    """What the command line said of what all benchmarks share."""
     return Options(quick=arguments.quick, seed=arguments.seed, out=arguments.out)
 
 

@@ -32,13 +32,13 @@ from fedmq.transport.base import (
     Transport,
     Will,
 )
-from fedmq.types import ClientId, GlobalModel, Presence, PresenceState, Receipt
+from fedmq.types import ClientId, GlobalModel, Presence, PresenceState, Receipt, Rejection
 
 from . import session
 from .download import Download
 from .frames import FrameCache
 from .outbox import Outbox
-from .session import EdgeSession
+from .session import EdgeSession, State
 from .settings import AgentSettings
 from .trainer import (
     Task,
@@ -49,8 +49,8 @@ from .trainer import (
     make_trainer,
     plain_metrics,
 )
-from .training import Training
-from .update import put_update, take_back
+from .training import Spawn, Training, in_a_thread
+from .update import drop_damaged, put_update, take_back
 from .upload import Upload
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Agent:
         connect: makes the transport from the client id and the will.
         factory: makes the trainer; None looks it up by `settings.trainer.factory` or the plan's name.
         clock: monotonic seconds.
+        spawn: has the training done.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Agent:
         connect: Callable[[str, Will], Transport],
         factory: TrainerFactory | None = None,
         clock: Callable[[], float] = time.monotonic,
+        spawn: Spawn = in_a_thread,
     ) -> None:
         check_name("client", settings.client)
         self._settings, self._outbox, self._clock, self._factory = settings, outbox, clock, factory
@@ -97,7 +99,7 @@ class Agent:
         self._layout: ParamLayout | None = None
         self._trainer: Trainer | None = None
         self._model: GlobalModel | None = None
-        self._training = Training(self.transport.wake, settings.trainer.pause)
+        self._training = Training(self.transport.wake, settings.trainer.pause, spawn=spawn)
         # What the disk did not take yet: a result and its base, a receipt (which may also wait for a plan).
         self._unsaved: tuple[TrainResult, GlobalModel] | None = None
         self._receipt: Receipt | None = None
@@ -228,9 +230,22 @@ class Agent:
 
     def _take_receipt(self, payload: bytes) -> None:
         self._receipt = wire.unpack_receipt(payload)
-        if self._receipt.notice is not None:
-            log.warning("the aggregator dropped a message of ours: %s", self._receipt.notice)
+        if (notice := self._receipt.notice) is not None:
+            log.warning("the aggregator dropped a message of ours: %s", notice)
+            if notice.reason is Rejection.UNREADABLE:
+                self._drop_damaged()
         self._settle()
+
+    def _drop_damaged(self) -> None:
+        """Nobody will ever settle what nobody can read."""
+        try:
+            dropped = drop_damaged(self._outbox)
+        except StoreError as error:  # the notice comes again with the next receipt
+            log.error("%s", error)
+            return
+        for seq in dropped:
+            self._note("settled", seq=seq, refusal=str(Rejection.UNREADABLE))
+        self._do(session.Settled(seqs=tuple(dropped), is_full=self._outbox.is_full))
 
     def _settle(self) -> None:
         """Let go of what the newest receipt settles, as far as the disk allows."""
@@ -341,6 +356,11 @@ class Agent:
         return wire.pack_presence(Kind.CLIENT, presence)
 
     def _note_state(self) -> None:
+        if self._session.state is State.WAITING and self._outbox.is_full:
+            log.warning(
+                "the outbox is full: %d updates wait for a receipt, no further training until then",
+                len(self._outbox),
+            )
         self._note("state", state=str(self._session.state))
 
     def _note(self, kind: str, **fields: str | int | float) -> None:

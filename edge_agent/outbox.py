@@ -2,7 +2,16 @@
 
 One SQLite file. An update's bytes, its sequence number and the residual that it leaves behind are written in one
 transaction, so that a power cut leaves either all three or none: no number is used twice and no mass is lost or
-doubled. The outbox is bounded; what does not fit is the caller's to decide, visibly.
+doubled.
+
+The bounds, and what happens at each:
+
+    number, bytes    the agent trains no further until receipts have made room; nothing is dropped
+    age              counted in versions, and judged by the aggregator: an update that is more than the plan's
+                     `max_staleness` behind is refused as stale, and its content returns to the residual
+
+No clock expires an update here, and not its age in versions either: what was ever sent may have been folded, with only
+the receipt lost, and to give it back would count it twice. Only a receipt tells (docs/decisions/0013).
 """
 
 import secrets

@@ -1,17 +1,36 @@
 """Training: one piece of local work at a time, in a thread of its own.
 
 So receipts are taken and updates sent again while it lasts. The thread touches nothing but the trainer; what comes of
-it waits in a queue until the agent's own thread takes it.
+it waits in a queue until the agent's own thread takes it. A simulation in virtual time takes `at_once` instead of a
+thread.
 """
 
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 from fedmq.types import GlobalModel
 
 from .trainer import Task, Trainer, TrainerError, TrainResult
+
+#: Has some work done; returns what waits for its end.
+Spawn: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+def in_a_thread(work: Callable[[], None]) -> Callable[[], None]:
+    """Do the work in a thread of its own."""
+    thread = threading.Thread(target=work, name="training", daemon=True)
+    thread.start()
+    return thread.join
+
+
+def at_once(work: Callable[[], None]) -> Callable[[], None]:
+    """Do the work here and now."""
+    work()
+    return lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,13 +52,14 @@ class Training:
     Args:
         wake: called when something has finished, from the training thread.
         pause: seconds to wait after each local epoch, as a slower device would take.
+        spawn: has the work done.
     """
 
-    def __init__(self, wake: Callable[[], None], pause: float = 0.0) -> None:
-        self._wake, self._pause = wake, pause
+    def __init__(self, wake: Callable[[], None], pause: float = 0.0, *, spawn: Spawn = in_a_thread) -> None:
+        self._wake, self._pause, self._spawn = wake, pause, spawn
         self._finished: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._join: Callable[[], None] = lambda: None
 
     @property
     def has_finished(self) -> bool:
@@ -48,10 +68,7 @@ class Training:
 
     def start(self, model: GlobalModel, trainer: Trainer, task: Task) -> None:
         """Begin a piece of work; the one before has finished."""
-        self._thread = threading.Thread(
-            target=self._work, args=(model, trainer, task), name="training", daemon=True
-        )
-        self._thread.start()
+        self._join = self._spawn(partial(self._work, model, trainer, task))
 
     def take(self) -> Finished | None:
         """What has finished, or None."""
@@ -63,8 +80,7 @@ class Training:
 
     def join(self) -> None:
         """Wait until nothing is being worked on."""
-        if self._thread is not None:
-            self._thread.join()
+        self._join()
 
     def _work(self, model: GlobalModel, trainer: Trainer, task: Task) -> None:
         outcome: TrainResult | BaseException

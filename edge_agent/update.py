@@ -108,3 +108,25 @@ def take_back(outbox: Outbox, seq: int, refusal: Refusal, layout: ParamLayout) -
     outbox.give_up(seq, residual=returned, fingerprint=update.fingerprint)
     where = "it and the residual are dropped" if diverged else "its content returns to the residual"
     log.warning("update %d was refused, %s: %s", seq, where, refusal)
+
+
+def drop_damaged(outbox: Outbox) -> list[int]:
+    """Drop the updates that the disk has damaged: they cannot be folded, settled, or given back.
+
+    Returns:
+        Their numbers.
+
+    Raises:
+        StoreError: the disk is full or fails; the others stay.
+    """
+    dropped = []
+    for seq in outbox.pending():
+        try:
+            wire.unpack_update(outbox.get(seq).message)
+        except WireError as error:
+            outbox.forget(seq)
+            dropped.append(seq)
+            log.error(
+                "update %d was damaged on the disk, and dropped: what it carried is lost (%s)", seq, error
+            )
+    return dropped

@@ -1,13 +1,12 @@
-"""Federate a model of your own: any module, loss and data. Run it on each device:
+"""Federate a model of your own: any module, loss and data.
 
-    fedmq agent --client pi-1 --trainer-factory own_model:make_trainer
+Run on each device: `fedmq agent --client pi-1 --trainer-factory own_model:make_trainer`.
 """
 
 import torch
+from fedmq.edge_agent.torch_trainer import TorchTrainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from fedmq.edge_agent.torch_trainer import TorchTrainer
 
 
 class Net(nn.Module):

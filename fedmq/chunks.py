@@ -118,11 +118,15 @@ class Reassembler(Generic[Key]):
             raise WireError("chunk", "the whole does not match its size and digest")
         return whole
 
+    def held_for(self, key: Key) -> int:
+        """Bytes held for one message, counted as `held` counts them."""
+        partial = self._partials.get(key)
+        return partial.held + PIECE_BYTES * len(partial.pieces) if partial else 0
+
     def drop(self, key: Key) -> None:
         """Forget what is held for a key."""
-        partial = self._partials.pop(key, None)
-        if partial is not None:
-            self.held -= partial.held + PIECE_BYTES * len(partial.pieces)
+        self.held -= self.held_for(key)
+        self._partials.pop(key, None)
 
     def expire(self, now: float) -> list[Key]:
         """Give up what has waited too long for its next piece, and return its keys."""

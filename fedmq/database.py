@@ -68,7 +68,8 @@ class Database:
             address = f"file:{quote(str(self.path.resolve()))}?mode=ro"
             self.connection = sqlite3.connect(address, uri=True, isolation_level=None)
             try:
-                self._check(application_id, schema)
+                if self._check(application_id, schema):
+                    raise StoreError(f"{self.path} is empty, it is no {self._purpose}: give another path")
             except BaseException:
                 self.connection.close()
                 raise

@@ -100,9 +100,9 @@ class Leaf:
         words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "name=value pairs"}
         text = words.get(self.kind, "a path" if self.kind is Path else "a text")
         if rule.low is not None and rule.high is not None:
-            return f"{text} from {rule.low:g} to {rule.high:g}"
+            return f"{text} from {rule.low:.12g} to {rule.high:.12g}"
         if rule.low is not None:
-            return f"{text}, at least {rule.low:g}"
+            return f"{text}, at least {rule.low:.12g}"
         return text
 
     def parse(self, value: object) -> object:

@@ -60,6 +60,8 @@ class Rejection(StrEnum):
     ALREADY_CONTRIBUTED = "already-contributed"
     SEQUENCE = "sequence"
     QUOTA = "quota"
+    #: Never sent: stands for a reason of a later release, whose text is then in the detail.
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,9 @@ a value or raises `WireError`, whatever the bytes (law 7, see `fedmq.envelope`).
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import Final
 
+from .codecs import MAX_TEXT
 from .envelope import MAX_DETAIL, MAX_INTEGER, Fields, Kind, pack, unpack
 from .errors import LayoutError
 from .layout import MAX_DIMENSIONS, MAX_SEGMENTS, ParamLayout
@@ -29,7 +30,8 @@ from .types import (
     UpdateId,
 )
 
-MAX_CODEC: Final = 200
+MAX_CODEC: Final = MAX_TEXT
+_REASONS: Final = frozenset(Rejection)
 MAX_METRICS: Final = 16
 MAX_CHUNKS: Final = 65_536
 #: Also the bound on a client's outbox: a receipt covers everything that may still lie in it.
@@ -167,19 +169,12 @@ def _pack_refusal(refusal: Refusal) -> list[str]:
 def _read_refusal(fields: Fields, key: str, entry: list[object]) -> Refusal:
     match entry:
         case [str(reason), str(detail)] if len(detail) <= MAX_DETAIL:
-            return Refusal(reason=_enum(fields, key, Rejection, reason), detail=detail)
+            if reason in _REASONS:
+                return Refusal(reason=Rejection(reason), detail=detail)
+            # A later release may know more reasons: the receipt must still be understood.
+            return Refusal(reason=Rejection.UNKNOWN, detail=f"{reason[:40]}: {detail}"[:MAX_DETAIL])
         case _:
             raise fields.wrong(key, "a refusal is not [reason, detail]")
-
-
-E_ = TypeVar("E_", Rejection, PresenceState)
-
-
-def _enum(fields: Fields, key: str, kind: type[E_], text: str) -> E_:
-    try:
-        return kind(text)
-    except ValueError:
-        raise fields.wrong(key, f"{text[:40]!r} is none of {', '.join(kind)}") from None
 
 
 def _pack_object(ref: ObjectRef) -> dict[str, object]:
@@ -247,11 +242,18 @@ def unpack_presence(kind: Kind, data: bytes) -> Presence:
     """
     fields = unpack(kind, data)
     return Presence(
-        state=_enum(fields, "t", PresenceState, fields.text("t", 16)),
+        state=_read_state(fields),
         boot=fields.integer("b", 1),
         epoch=fields.integer("e", 1),
         software=fields.text("w", 64),
     )
+
+
+def _read_state(fields: Fields) -> PresenceState:
+    text = fields.text("t", 16)
+    if text not in list(PresenceState):
+        raise fields.wrong("t", f"{text!r} is none of {', '.join(PresenceState)}")
+    return PresenceState(text)
 
 
 def pack_plan(plan: Plan) -> bytes:

@@ -35,6 +35,8 @@ class MqttSettings:
             and more than 0 here, what is published while we are away waits for us.
         receive_maximum: how many deliveries the broker may send before one is acknowledged. This is the
             back-pressure: the broker keeps the rest.
+        maximum_packet_size: bytes of the largest packet that the broker may send us; it drops what is larger, except
+            under 3.1.1, which has no word for it. None: whatever the broker takes.
         max_inflight: how many publishes may wait for the broker's acknowledgement; the broker may want fewer.
         max_queued: how many publishes may wait for their outcome to be polled; beyond it `publish` raises.
         keepalive: seconds of silence after which a ping is sent, and after as many more the connection is

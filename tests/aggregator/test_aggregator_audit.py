@@ -100,7 +100,10 @@ DAMAGE = {
         "UPDATE journal SET seq = 4 WHERE position = 5",
         "records 4 and 5 are the same update: a seq 4",
     ),
-    "a receipt": ("DELETE FROM receipt", "record 1 is not settled in the ledger: a seq 1"),
+    "a receipt": (
+        "DELETE FROM receipt",
+        "the ledger has no entry for the outbox 7 of a, last heard of at record 24",
+    ),
     "all snapshots": ("UPDATE snapshot SET state = zeroblob(9)", "there is no intact snapshot"),
     "an update that was weighed otherwise": (
         "UPDATE journal SET base_version = 1 WHERE position = 10",

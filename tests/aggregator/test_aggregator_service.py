@@ -229,7 +229,7 @@ def test_a_process_that_dies_behind_its_transaction_has_folded_once(
     assert 1 == pending
     assert 0 == world.broker.pending(AGGREGATOR)
     assert [0.25] * 22 == second.engine.state.vector.tolist()
-    assert (1, 1) == (second.engine.position, second._counters.duplicates)
+    assert (1, 1) == (second.engine.position, second._chronicle.counters.duplicates)
     assert world.receipt().is_settled(1)
 
 
@@ -268,7 +268,7 @@ def test_what_came_on_a_connection_that_broke_is_left_to_the_broker(
     monkeypatch.setattr(service._transport, "poll", poll_and_break)
     world.turn(service)
 
-    assert (1, 0) == (service.engine.position, service._counters.duplicates)
+    assert (1, 0) == (service.engine.position, service._chronicle.counters.duplicates)
     assert [0.25] * 22 == service.engine.state.vector.tolist()
     assert 0 == world.broker.pending(AGGREGATOR)
 
@@ -290,7 +290,7 @@ def test_every_update_may_come_twice(world: World, update: Message) -> None:
     world.turn(service)
 
     assert [20.0] * 22 == service.engine.state.vector.tolist()
-    assert service._counters.duplicates > 0
+    assert service._chronicle.counters.duplicates > 0
     assert 40 == world.receipt().high_water
     assert world.broker.drained
 
@@ -331,7 +331,7 @@ def test_what_cannot_be_settled_is_dropped_with_a_notice(
     assert detail in receipt.notice.detail
     assert (7, 1) == (receipt.epoch, receipt.high_water)
     assert 0 == world.broker.pending(AGGREGATOR)
-    assert 1 == service._counters.dropped[reason]
+    assert 1 == service._chronicle.counters.dropped[reason]
     assert {} == world.retained(TOPICS.receipt("b"))
 
 

@@ -214,8 +214,10 @@ class Federation:
 
     @property
     def uploads_waiting(self) -> int:
-        """Messages that the broker holds for the aggregator."""
-        return self.broker.pending(AGGREGATOR)
+        """Updates that the broker holds for the aggregator."""
+        session = self.broker._sessions[AGGREGATOR]
+        held = [*session.queue, *session.in_flight.values()]
+        return sum("/update/" in message.topic for message in held)
 
     def close(self) -> None:
         for agent in list(self.agents):
@@ -265,7 +267,7 @@ def test_an_agent_trains_uploads_and_forgets_on_the_receipt(federation: Federati
 
     assert federation.service is not None
     assert federation.service.engine.state.version == federation.folded
-    assert federation.service._counters.duplicates == 0
+    assert federation.service._chronicle.counters.duplicates == 0
     assert len(agent._outbox) <= 1
 
 
@@ -424,7 +426,7 @@ def test_an_update_that_the_broker_lost_is_sent_again_and_counted_once(federatio
     federation.until(lambda: len(agent._outbox) == 0)
 
     assert federation.service is not None
-    assert (1, 0) == (federation.folded, federation.service._counters.duplicates)
+    assert (1, 0) == (federation.folded, federation.service._chronicle.counters.duplicates)
 
 
 def test_an_update_whose_receipt_was_lost_is_sent_again_and_counted_once(federation: Federation) -> None:
@@ -440,7 +442,7 @@ def test_an_update_whose_receipt_was_lost_is_sent_again_and_counted_once(federat
     federation.now += RESEND
     federation.until(lambda: len(agent._outbox) == 0)
 
-    assert (1, 1) == (federation.folded, service._counters.duplicates)
+    assert (1, 1) == (federation.folded, service._chronicle.counters.duplicates)
 
 
 def test_a_broker_that_loses_everything_costs_nothing(federation: Federation) -> None:

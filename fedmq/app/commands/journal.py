@@ -47,19 +47,18 @@ def journal(store: Path, client: str | None, refused: bool, last: int | None, fo
 
 def _table(entries: Iterable[JournalEntry]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("record", "received", "client", "seq", "base", "staleness", "examples", "bytes", "verdict"):
+    for name in ("record", "received", "client", "seq", "base", "staleness", "bytes", "verdict"):
         right = name not in ("received", "client", "verdict")
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "verdict")
     for entry in entries:
         received = datetime.fromtimestamp(entry.received, UTC).astimezone()
         table.add_row(
             str(entry.position),
-            received.strftime("%Y-%m-%d %H:%M:%S"),
+            received.strftime("%m-%d %H:%M:%S"),
             Text(entry.client),
             str(entry.seq),
             str(entry.base_version),
             str(entry.version - entry.base_version),
-            str(entry.examples),
             "–" if entry.message_bytes is None else str(entry.message_bytes),
             Text(f"{entry.reason}: {entry.detail}" if entry.reason else "folded"),
         )
