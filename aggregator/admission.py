@@ -24,7 +24,9 @@ class AdmissionSettings:
         1000.0, help="largest Euclidean norm of a decoded delta; larger ones are refused", low=0
     )
     max_rate: float = setting(
-        1000.0, help="updates of one client per second; more are dropped, and their client sends them again", low=0.01
+        1000.0,
+        help="updates of one client per second; more are dropped, and their client sends them again",
+        low=0.01,
     )
 
 

@@ -97,7 +97,9 @@ class Spool:
         if chunk.id not in self._reassembler and len(self._partials.get(client, ())) >= _PARTIALS_PER_CLIENT:
             return _drop(client, Rejection.QUOTA, f"{_PARTIALS_PER_CLIENT} updates are unfinished already")
         if not self._make_room(chunk):
-            return _drop(client, Rejection.QUOTA, "there is no room for more unfinished updates; nobody holds more")
+            return _drop(
+                client, Rejection.QUOTA, "there is no room for more unfinished updates; nobody holds more"
+            )
         held = self._reassembler.held
         try:
             whole = self._add(chunk, now)
@@ -128,7 +130,7 @@ class Spool:
         """Give up updates of those who hold most, as far as a chunk needs it and they hold more than its client."""
         size = len(chunk.data) + PIECE_BYTES
         while not self._has_room(chunk, size):
-            heaviest = max(self._partials, key=self._held_by)
+            heaviest = max(self._partials, key=self._held_by, default=chunk.id.client)
             if self._held_by(heaviest) <= self._held_by(chunk.id.client) + size:
                 return False
             self._release(next(iter(self._partials[heaviest])))

@@ -32,6 +32,7 @@ class ConnectionSettings:
         will: Will | None = None,
         session_expiry: int = 0,
         receive_maximum: int = 64,
+        maximum_packet_size: int | None = None,
         max_queued: int = 1024,
     ) -> MqttSettings:
         """The transport's settings for one client.
@@ -42,6 +43,7 @@ class ConnectionSettings:
             session_expiry: seconds for which the broker keeps what is published while it is away; 0 ends the
                 session with the connection.
             receive_maximum: deliveries the broker may send ahead of their acknowledgement.
+            maximum_packet_size: bytes of the largest packet it may send; None for any.
             max_queued: publishes that may wait at a time.
 
         Raises:
@@ -65,5 +67,6 @@ class ConnectionSettings:
             clean_start=session_expiry == 0,
             session_expiry=session_expiry,
             receive_maximum=receive_maximum,
+            maximum_packet_size=maximum_packet_size,
             max_queued=max_queued,
         )

@@ -5,7 +5,7 @@ tables of the TOML file. From that one declaration come the file's keys (`fold.b
 names (`FEDMQ_FOLD_BUFFER_SIZE`), the flags (`--fold-buffer-size`), their help and their checks. Flags win
 over the environment, the environment over the file, the file over the defaults.
 
-Not pydantic-settings: it adds 17 MB to a resident memory of 38 MB, a quarter of what an agent may take
+Not pydantic-settings: it adds 10 MB to a resident memory of 44, of the 60 that an agent may take
 (`docs/decisions/0003-settings.md`).
 """
 

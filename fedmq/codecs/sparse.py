@@ -4,9 +4,10 @@ How the chosen values and positions are written is for quantisers and position c
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmq.codecs.base import Sparsifier
 from fedmq.codecs.vector import FloatVector, IndexVector
@@ -46,7 +47,7 @@ class TopK(Sparsifier):
         if count == magnitude.shape[0]:
             return np.flatnonzero(magnitude).astype(np.int32)
         # A threshold and two comparisons: sorted positions and the tie rule, without sorting anything.
-        threshold = np.partition(magnitude, -count)[-count]
+        threshold = _kth_largest(magnitude, count)
         keep = magnitude > threshold
         if threshold > 0:
             ties = np.flatnonzero(magnitude == threshold)
@@ -56,3 +57,25 @@ class TopK(Sparsifier):
     def max_count(self, length: int) -> int:
         """Return `max(1, round(fraction * length))`, and 0 for an empty vector."""
         return min(length, max(1, round(self.fraction * length)))
+
+
+def _kth_largest(magnitude: FloatVector, count: int) -> np.float32:
+    """The `count`-th largest of non-negative floats, count ≥ 1.
+
+    Not `np.partition`: model differences hold many equal values, above all zeros, and on those it takes ten times
+    as long. The bits of non-negative IEEE floats order like unsigned integers, so two counts of 16 bits each
+    find the value in a time that does not depend on it.
+    """
+    bits = np.ascontiguousarray(magnitude).view(np.uint32)
+    top, left = _bucket(bits >> 16, count)
+    low, _ = _bucket(bits[bits >> 16 == top] & 0xFFFF, left)
+    value: np.float32 = np.uint32(top << 16 | low).view(np.float32)
+    return value
+
+
+def _bucket(digits: NDArray[np.unsignedinteger[Any] | np.signedinteger[Any]], count: int) -> tuple[int, int]:
+    """Which digit the `count`-th largest has, and the how-manieth it is among those."""
+    from_above = np.bincount(digits, minlength=1)[::-1].cumsum()
+    place = int(np.searchsorted(from_above, count))
+    above = int(from_above[place - 1]) if place else 0
+    return len(from_above) - 1 - place, count - above

@@ -127,6 +127,9 @@ class MqttTransport:
         self._serials = itertools.count(1)
         self._unacknowledged: dict[int, int] = {}  # serial -> packet id, of this connection
         self._close_by: float | None = None
+        # Messages of QoS 0, to which no window applies, that may wait unread; and those that did not wait.
+        self._unread_limit = min(settings.max_queued, settings.receive_maximum)
+        self._overflow = 0
 
     # The port.
 
@@ -491,8 +494,12 @@ class MqttTransport:
             serial = next(self._serials)
             self._unacknowledged[serial] = message.mid
             acknowledge = partial(self._command, partial(self._acknowledge, serial))
-        elif self._events.qsize() >= self._settings.max_queued:
-            _log.warning("dropped a QoS 0 message to %s: %d events wait", topic, self._events.qsize())
+        elif self._events.qsize() >= self._unread_limit:
+            self._overflow += 1
+            if (
+                self._overflow.bit_count() == 1
+            ):  # the first, and whenever there are twice as many: logs are disks, too
+                _log.warning("dropped %d messages of QoS 0 so far, the last one to %s", self._overflow, topic)
             return
         self._events.put(
             Delivery(
@@ -562,6 +569,8 @@ class MqttTransport:
             wishes = _properties(PacketTypes.CONNECT)
             wishes.SessionExpiryInterval = settings.session_expiry
             wishes.ReceiveMaximum = settings.receive_maximum
+            if settings.maximum_packet_size is not None:
+                wishes.MaximumPacketSize = settings.maximum_packet_size
             properties = self._packed(wishes)
             client.connect_async(
                 settings.host,

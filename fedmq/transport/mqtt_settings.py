@@ -64,6 +64,7 @@ class MqttSettings:
     clean_start: bool = False
     session_expiry: int = WEEK
     receive_maximum: int = 64
+    maximum_packet_size: int | None = None
     max_inflight: int = 20
     max_queued: int = 1024
     keepalive: int = 60
@@ -89,6 +90,8 @@ class MqttSettings:
             "max_queued": (1, 1_000_000),
             "keepalive": (1, 65535),
         }
+        if self.maximum_packet_size is not None:
+            whole["maximum_packet_size"] = (256, 0xFFFFFFFF)  # MQTT 5 section 3.1.2.11.4; less holds no topic
         for name, (least, most) in whole.items():
             if not least <= getattr(self, name) <= most:
                 raise SettingError(name, getattr(self, name), f"{least} to {most}")

@@ -297,3 +297,21 @@ def test_a_vector_is_not_added_to_another_shape(out: np.ndarray) -> None:
 
     with pytest.raises(CodecError, match="4 coordinates is added to float32"):
         vector.add_to(out)
+
+
+@pytest.mark.parametrize("kind", ["gauss", "mostly zeros", "few values", "tiny"])
+def test_top_k_finds_the_threshold_that_sorting_finds(kind: str) -> None:
+    """Whatever the values: the selection works on their bits."""
+    rng = np.random.default_rng(3)
+    vector = rng.standard_normal(5000).astype(np.float32)
+    if kind == "mostly zeros":
+        vector[rng.random(5000) < 0.9] = 0
+    elif kind == "few values":
+        vector = np.round(vector * 2) / 2
+    elif kind == "tiny":
+        vector *= np.float32(1e-42)
+    for fraction in (0.0002, 0.01, 0.3, 0.9998):
+        count = min(round(fraction * 5000), np.count_nonzero(vector))
+        order = np.lexsort((np.arange(5000), -np.abs(vector)))[:count]
+
+        assert sorted(order) == TopK(fraction=fraction).select(vector).tolist()

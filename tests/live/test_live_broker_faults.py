@@ -43,7 +43,7 @@ class EmbeddedHandle:
     ]
 )
 def broker(request: pytest.FixtureRequest, new_mosquitto, tmp_path: Path) -> Iterator:
-    """mosquitto at its default and at our settings, one that comes back empty, and ours with its log."""
+    """A mosquitto at its default and at our settings, one that comes back empty, and ours with its log."""
     if request.param == "embedded":
         handle = EmbeddedHandle(tmp_path / "broker.log")
         yield handle
@@ -75,45 +75,43 @@ def line() -> Iterator[Callable[[int], Proxy]]:
 
 
 def test_a_broker_that_is_killed_again_and_again_costs_nothing_but_time(broker, new_federation) -> None:
-    """SIGKILL while updates are on their way, four times; training goes on without a connection."""
+    """SIGKILL while updates are on their way, twice; training goes on without a connection."""
     federation = new_federation(broker.port)
     service = federation.serve()
-    devices = [federation.join(number) for number in range(3)]
+    for number in range(3):
+        federation.join(number)
     federation.train(1)
     federation.until_settled()
-    for round_ in range(4):
+    for round_ in range(2):
         federation.train(5)
-        goal = service.engine.position + 1 + round_ % 3
+        goal = service.engine.position + 1 + round_
         federation.until(lambda goal=goal: service.engine.position >= goal, "some are folded")
         broker.kill()
         broker.start()
         federation.until_settled()
 
-    assert 3 * (1 + 4 * 5) == service.engine.tally.folded
+    assert 3 * (1 + 2 * 5) == service.engine.tally.folded
     federation.audit()
 
 
-def test_a_broker_and_an_aggregator_that_die_together_lose_nothing(
-    broker, new_federation
-) -> None:
+def test_a_broker_and_an_aggregator_that_die_together_lose_nothing(broker, new_federation) -> None:
     """The aggregator by SIGKILL, with a batch in its hands; the broker with what it kept for it."""
     federation = new_federation(broker.port)
     process = federation.spawn()
-    devices = [federation.join(number) for number in range(3)]
+    for number in range(3):
+        federation.join(number)
     federation.train(1)
     federation.until_settled()
-    for _ in range(2):
-        federation.train(6)
-        goal = len(federation.journal()) + 3
-        federation.until(lambda goal=goal: len(federation.journal()) >= goal, "some are folded")
-        process.kill()
-        broker.kill()
-        process.wait()
-        broker.start()
-        process = federation.spawn()
-        federation.until_settled()
+    federation.train(6)
+    federation.until(lambda: len(federation.journal()) >= 3 + 4, "some are folded")
+    process.kill()
+    broker.kill()
+    process.wait()
+    broker.start()
+    federation.spawn()
+    federation.until_settled()
 
-    assert 3 * (1 + 2 * 6) == len(federation.journal())
+    assert 3 * (1 + 6) == len(federation.journal())
     federation.audit()
 
 
@@ -155,13 +153,15 @@ def test_an_older_retained_model_is_ignored_until_the_aggregator_has_published_a
     assert head == old  # it really was the older one that lay there
     assert (3, 7) == (wire.unpack_head(head).version, version)
     assert "ignored version 3: version" in caplog.text
-    federation.until(lambda: published_version(federation) == service.engine.state.version == 11, "version 11")
+    federation.until(
+        lambda: published_version(federation) == service.engine.state.version == 11, "version 11"
+    )
     federation.audit()
 
 
 @pytest.mark.mosquitto
 def test_updates_that_overflow_the_brokers_queue_are_sent_again(new_mosquitto, new_federation) -> None:
-    """mosquitto acknowledges and drops them while the aggregator stands still; it says so in $SYS only."""
+    """They are acknowledged and dropped while the aggregator stands still; only $SYS says so."""
     broker = new_mosquitto("max_queued_messages 2\nmax_inflight_messages 1\nsys_interval 1\n")
     federation = new_federation(broker.port)
     process = federation.spawn("--store-batch-size", "1")
@@ -317,13 +317,12 @@ def test_a_device_without_a_plan_waits_for_it_and_keeps_what_it_has(new_federati
     federation.leave(0)
     federation.clear(TOPICS.plan)
     device = federation.join(0, allowed=2)
-    seen = federation.retained(TOPICS.client("device-0"))
+    federation.until(lambda: device.agent._session._linked, "it is connected")
     held, trained = device.pending, device.trainer.finished
     way.cut()  # what was frozen is lost with the connection; the broker sends it again
     way.thaw()
     federation.until_settled()
 
-    assert seen
     assert (1, 0) == (held, trained)
     assert 3 == service.engine.tally.folded
     federation.audit()

@@ -5,7 +5,11 @@ from fedmq.aggregator.settings import AggregatorSettings
 from fedmq.aggregator.store import Store
 from fedmq.app.foreground import run_in_foreground
 from fedmq.app.options import with_settings
+from fedmq.plan import DEFAULT_CHUNK_BYTES
 from fedmq.transport.mqtt import MqttTransport
+
+#: Room for topic and header beside a chunk's bytes.
+_PACKET_OVERHEAD = 1024
 
 
 @with_settings(AggregatorSettings)
@@ -24,6 +28,8 @@ def make_aggregator(settings: AggregatorSettings) -> Service:
         FedmqError: see `Store` and `Service`.
     """
     broker = settings.broker
+    # A client that has not seen the plan yet sends chunks of the default size.
+    largest = max(settings.publish.chunk_bytes, DEFAULT_CHUNK_BYTES) + _PACKET_OVERHEAD
     store = Store(settings.store.path)
     try:
         return Service(
@@ -35,6 +41,7 @@ def make_aggregator(settings: AggregatorSettings) -> Service:
                     will=will,
                     session_expiry=expiry,
                     receive_maximum=min(2 * settings.store.batch_size, 65_535),
+                    maximum_packet_size=largest,
                     max_queued=4096,
                 )
             ),
