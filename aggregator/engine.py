@@ -33,6 +33,9 @@ from .decision import Arrival, Decision, Record
 from .ledger import Key, Ledger, LedgerView, fits
 from .strategy import FoldState, Rule
 
+#: Bytes of decoded updates that a decision carries to its commit; beyond them `commit` decodes again, so that a batch
+#: of updates that are small on the wire and large in memory stays within a bound.
+_MAX_DECODED = 64 * 1024 * 1024
 #: Parsed pipelines kept by their text; a hostile client that varies the text only empties the cache.
 _MAX_PIPELINES = 64
 
@@ -168,7 +171,7 @@ class _Judgement:
         self._records: list[Record] = []
         self._answers: set[Key] = set()
         self._dropped: list[tuple[str, Refusal]] = []
-        self._duplicates = 0
+        self._duplicates = self._decoded = 0
 
     def judge(self, batch: Sequence[Arrival]) -> Decision:
         for arrival in batch:
@@ -252,6 +255,10 @@ class _Judgement:
             return Refusal(reason=Rejection.BAD_PAYLOAD, detail=str(error)[:MAX_DETAIL]), None
         return judge_content(delta, conditions), delta
 
+    def _keep(self, delta: DecodedVector | None) -> DecodedVector | None:
+        self._decoded += delta.nbytes if delta else 0
+        return delta if self._decoded <= _MAX_DECODED else None
+
     def _settle(
         self,
         update_id: UpdateId,
@@ -271,7 +278,7 @@ class _Judgement:
             refusal=refusal,
             message=b"" if refusal else message,
             num_examples=num_examples,
-            delta=None if refusal else delta,
+            delta=None if refusal else self._keep(delta),
         )
         self._records.append(record)
         self._view.settle(update_id, floor, refusal)

@@ -97,9 +97,8 @@ class Spool:
         if chunk.id not in self._reassembler and len(self._partials.get(client, ())) >= _PARTIALS_PER_CLIENT:
             return _drop(client, Rejection.QUOTA, f"{_PARTIALS_PER_CLIENT} updates are unfinished already")
         if not self._make_room(chunk):
-            return _drop(
-                client, Rejection.QUOTA, "there is no room for more unfinished updates; nobody holds more"
-            )
+            detail = f"the unfinished updates of all clients would exceed {self._max_bytes} bytes"
+            return _drop(client, Rejection.QUOTA, detail)
         held = self._reassembler.held
         try:
             whole = self._add(chunk, now)

@@ -66,7 +66,7 @@ _FEDERATION: Final = "chaos"
 _STORE_BYTES: Final = 96 << 20
 _OUTBOX_BYTES: Final = 4 << 20
 _DAY: Final = 86_400.0
-_DRAIN_SECONDS: Final = 90.0
+_DRAIN_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.05
 _SABOTAGES: Final = ("none", "ack", "receipt", "ledger")
 
@@ -411,7 +411,7 @@ def main() -> None:
     )
     outcome = campaign.run(60 * minutes, arguments.per_minute)
     _report(options, arguments, minutes, outcome)
-    if outcome.is_clean:
+    if outcome.is_clean and outcome.drained:
         shutil.rmtree(folder)
     else:
         sys.exit(f"NOT CLEAN: what is left of it is in {folder}")

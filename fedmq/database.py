@@ -8,7 +8,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -118,10 +118,20 @@ class Database:
         try:
             yield
             self.connection.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if self.connection.in_transaction:  # a full disk may have rolled it back already
                 self.connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                self._empty_log()
             raise
+
+    def _empty_log(self) -> None:
+        """Move SQLite's write-ahead log into the file, so that the next attempt finds the room that it took.
+
+        SQLite does so by itself only after a thousand pages, 4 MB: on a small disk that is never.
+        """
+        with suppress(sqlite3.Error):
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:

@@ -33,6 +33,12 @@ class DecodedVector:
     trainable: SparseVector
     buffers: NDArray[np.float32]
 
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        indices = self.trainable.indices
+        return self.trainable.values.nbytes + self.buffers.nbytes + (0 if indices is None else indices.nbytes)
+
     def add_to(self, out: ParamVector, scale: float = 1.0) -> None:
         """Add `scale` times this to `out`, in place, in float32."""
         self.trainable.add_to(out[: self.trainable.length], scale)

@@ -223,10 +223,8 @@ def test_a_process_that_dies_behind_its_transaction_has_folded_once(
     with pytest.raises(KeyboardInterrupt):
         service.turn()
     world.kill(service)
-    pending = world.broker.pending(AGGREGATOR)
     second = world.start()
 
-    assert 1 == pending
     assert 0 == world.broker.pending(AGGREGATOR)
     assert [0.25] * 22 == second.engine.state.vector.tolist()
     assert (1, 1) == (second.engine.position, second._chronicle.counters.duplicates)
@@ -261,7 +259,7 @@ def test_what_came_on_a_connection_that_broke_is_left_to_the_broker(
 
     def poll_and_break(timeout: float | None = None) -> Event | None:
         event = poll(timeout)
-        if isinstance(event, Delivery) and not event.duplicate:
+        if isinstance(event, Delivery) and event.topic == TOPICS.update("0", "a") and not event.duplicate:
             world.broker.disconnect(AGGREGATOR)
         return event
 

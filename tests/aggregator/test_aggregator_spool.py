@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from fedmq.aggregator.decision import Arrival
-from fedmq.aggregator.spool import Spool
+from fedmq.aggregator.spool import _PARTIALS, Spool
 from fedmq.aggregator.store import ChunkChanges
 
 from fedmq import wire
@@ -226,7 +226,66 @@ def test_all_clients_together_keep_within_the_memory(message: Message) -> None:
     assert [None] * 3 == [arrivals[client] for client in "abc"]
     assert arrivals["d"] is not None
     assert arrivals["d"].refusal is not None
-    assert f"exceed {3 * (100 + PIECE_BYTES)} bytes" in arrivals["d"].refusal.detail
+    assert f"would exceed {3 * (100 + PIECE_BYTES)} bytes" in arrivals["d"].refusal.detail
     assert {(update_id(1, client), 0) for client in "abc"} == {
         (update, piece) for update, piece, _ in spool.take_changes().added
     }
+
+
+def test_who_holds_most_gives_way(message: Message) -> None:
+    """Its oldest unfinished update goes, in the store too, when another client needs the room."""
+    spool = new_spool(max_bytes=3 * (100 + PIECE_BYTES))
+    for seq in (1, 2, 3):
+        spool.take("a", cut(message(seq=seq), 100, update_id(seq))[0], 0.0)
+    durable = spool.take_changes()
+    newcomer = cut(message("b"), 100, update_id(1, "b"))
+    arrival = spool.take("b", newcomer[0], 0.0)
+
+    assert 3 == len(durable.added)
+    assert arrival is None
+    assert (
+        ChunkChanges(dropped=(update_id(1),), added=((update_id(1, "b"), 0, newcomer[0]),))
+        == spool.take_changes()
+    )
+    assert {update_id(2): None, update_id(3): None} == spool._partials["a"]
+
+
+def test_who_holds_most_cannot_make_others_give_way(message: Message) -> None:
+    """Nor can it have more by asking again."""
+    spool = new_spool(max_bytes=4 * (100 + PIECE_BYTES))
+    spool.take("b", cut(message("b"), 100, update_id(1, "b"))[0], 0.0)
+    for seq in (1, 2, 3):
+        spool.take("a", cut(message(seq=seq), 100, update_id(seq))[0], 0.0)
+    spool.take_changes()
+    arrivals = [spool.take("a", cut(message(seq=4), 100, update_id(4))[0], 0.0) for _ in range(5)]
+
+    assert [Rejection.QUOTA] * 5 == [arrival.refusal.reason for arrival in arrivals]  # type: ignore[union-attr]
+    assert ChunkChanges() == spool.take_changes()
+    assert update_id(1, "b") in spool._reassembler
+
+
+def test_the_number_of_unfinished_updates_is_bounded_and_shared(message: Message) -> None:
+    """Many names with one chunk each shut out one more, unless somebody holds more than it."""
+    spool = new_spool(max_bytes=1_000_000)
+    tiny = replace(wire.unpack_chunk(cut(message(), 30)[0]), data=b"x")
+    for number in range(_PARTIALS):
+        data = b"x" * (PIECE_BYTES + 50 if number == 7 else 1)
+        chunk = replace(tiny, id=update_id(1, f"c{number}"), size=1000, data=data)
+        assert spool.take(f"c{number}", wire.pack_chunk(chunk), 0.0) is None
+    more = [replace(tiny, id=update_id(1, name), size=1000) for name in ("x", "y")]
+    arrivals = [spool.take(chunk.id.client, wire.pack_chunk(chunk), 0.0) for chunk in more]
+
+    assert _PARTIALS == len(spool._reassembler)
+    assert update_id(1, "c7") not in spool._reassembler
+    assert arrivals[0] is None
+    assert arrivals[1] is not None
+
+
+def test_a_chunk_that_comes_again_and_again_is_written_once(message: Message) -> None:
+    """To the store, too."""
+    spool = new_spool()
+    chunk = cut(message(), 40)[0]
+    for _ in range(5):
+        spool.take("a", chunk, 0.0)
+
+    assert ((update_id(), 0, chunk),) == spool.take_changes().added
