@@ -32,7 +32,7 @@ from fedmq.transport.base import (
     Transport,
     Will,
 )
-from fedmq.types import ClientId, GlobalModel, Presence, PresenceState, Receipt, Rejection
+from fedmq.types import ClientId, GlobalModel, Presence, PresenceState, Receipt
 
 from . import session
 from .download import Download
@@ -50,7 +50,7 @@ from .trainer import (
     plain_metrics,
 )
 from .training import Spawn, Training, in_a_thread
-from .update import drop_damaged, put_update, take_back
+from .update import put_update, settle
 from .upload import Upload
 
 log = logging.getLogger(__name__)
@@ -232,20 +232,7 @@ class Agent:
         self._receipt = wire.unpack_receipt(payload)
         if (notice := self._receipt.notice) is not None:
             log.warning("the aggregator dropped a message of ours: %s", notice)
-            if notice.reason is Rejection.UNREADABLE:
-                self._drop_damaged()
         self._settle()
-
-    def _drop_damaged(self) -> None:
-        """Nobody will ever settle what nobody can read."""
-        try:
-            dropped = drop_damaged(self._outbox)
-        except StoreError as error:  # the notice comes again with the next receipt
-            log.error("%s", error)
-            return
-        for seq in dropped:
-            self._note("settled", seq=seq, refusal=str(Rejection.UNREADABLE))
-        self._do(session.Settled(seqs=tuple(dropped), is_full=self._outbox.is_full))
 
     def _settle(self) -> None:
         """Let go of what the newest receipt settles, as far as the disk allows."""
@@ -254,14 +241,8 @@ class Agent:
             return  # without a plan nobody knows where a refused update's content belongs
         settled = []
         try:
-            # not of this device's former life
-            if (receipt.client, receipt.epoch) == (self._client, self._outbox.epoch):
-                for seq in filter(receipt.is_settled, self._outbox.pending()):
-                    refusal = receipt.refusal(seq)
-                    if refusal is None:
-                        self._outbox.forget(seq)
-                    else:
-                        take_back(self._outbox, seq, refusal, layout)
+            if receipt.client == self._client:
+                for seq, refusal in settle(self._outbox, receipt, layout):
                     settled.append(seq)
                     self._note("settled", seq=seq, refusal=str(refusal.reason) if refusal else "")
             self._receipt = None
@@ -357,10 +338,7 @@ class Agent:
 
     def _note_state(self) -> None:
         if self._session.state is State.WAITING and self._outbox.is_full:
-            log.warning(
-                "the outbox is full: %d updates wait for a receipt, no further training until then",
-                len(self._outbox),
-            )
+            log.warning("the outbox is full: no training until %d updates have receipts", len(self._outbox))
         self._note("state", state=str(self._session.state))
 
     def _note(self, kind: str, **fields: str | int | float) -> None:

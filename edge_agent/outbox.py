@@ -138,6 +138,12 @@ class Outbox:
             self._set_residual(residual, fingerprint)
         self._sizes.pop(seq, None)
 
+    def skip_to(self, seq: int) -> None:
+        """Use no number below `seq` any more: a former life of this file, before it was restored, has used them."""
+        with self._file.explained("write"), self._file.transaction():
+            self._set("next", seq)
+        self._next = seq
+
     def get(self, seq: int) -> Outgoing:
         """One update.
 

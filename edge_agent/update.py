@@ -8,6 +8,7 @@ wrong as what was sent, and every later update would be refused for it.
 
 import logging
 import time
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedmq.codecs import parse_pipeline, pipeline_from_wire
 from fedmq.errors import CodecError, WireError
 from fedmq.layout import ParamLayout
 from fedmq.plan import Plan
-from fedmq.types import ClientId, GlobalModel, ModelUpdate, Refusal, Rejection, UpdateId
+from fedmq.types import ClientId, GlobalModel, ModelUpdate, Receipt, Refusal, Rejection, UpdateId
 
 from .feedback import encode_with_feedback, give_back
 from .outbox import Outbox
@@ -77,6 +78,44 @@ def put_update(outbox: Outbox, client: ClientId, plan: Plan, base: GlobalModel, 
     return outbox.put(message, residual=encoded.residual, fingerprint=layout.fingerprint, created=time.time())
 
 
+def settle(outbox: Outbox, receipt: Receipt, layout: ParamLayout) -> Iterator[tuple[int, Refusal | None]]:
+    """Let go of the updates that a receipt settles, one after the other.
+
+    Args:
+        outbox: holds them.
+        receipt: for this client; one for an outbox of its former life settles nothing. A notice that a message was
+            unreadable lets go of what the disk has damaged.
+        layout: the present plan's.
+
+    Yields:
+        The number of each, and why it was refused; None when it was folded.
+
+    Raises:
+        StoreError: the disk is full or fails; what was not yielded has not changed.
+    """
+    if receipt.notice is not None and receipt.notice.reason is Rejection.UNREADABLE:
+        yield from _drop_damaged(outbox)
+    if receipt.epoch != outbox.epoch:
+        return
+    newest = max((receipt.high_water, *receipt.beyond))
+    if newest >= outbox.next_seq:
+        log.error(
+            "the aggregator knows update %d, this outbox has made none behind %d: was it restored from a copy? It "
+            "goes on with number %d; what the lost updates left in the residual is lost, too",
+            newest,
+            outbox.next_seq - 1,
+            newest + 1,
+        )
+        outbox.skip_to(newest + 1)
+    for seq in filter(receipt.is_settled, outbox.pending()):
+        refusal = receipt.refusal(seq)
+        if refusal is None:
+            outbox.forget(seq)
+        else:
+            take_back(outbox, seq, refusal, layout)
+        yield seq, refusal
+
+
 def take_back(outbox: Outbox, seq: int, refusal: Refusal, layout: ParamLayout) -> None:
     """Drop a refused update from the outbox, and decide about what it carried.
 
@@ -110,23 +149,14 @@ def take_back(outbox: Outbox, seq: int, refusal: Refusal, layout: ParamLayout) -
     log.warning("update %d was refused, %s: %s", seq, where, refusal)
 
 
-def drop_damaged(outbox: Outbox) -> list[int]:
-    """Drop the updates that the disk has damaged: they cannot be folded, settled, or given back.
-
-    Returns:
-        Their numbers.
-
-    Raises:
-        StoreError: the disk is full or fails; the others stay.
-    """
-    dropped = []
+def _drop_damaged(outbox: Outbox) -> Iterator[tuple[int, Refusal | None]]:
+    """Drop what the disk has damaged: nobody can fold it, settle it, or take it back."""
     for seq in outbox.pending():
         try:
             wire.unpack_update(outbox.get(seq).message)
         except WireError as error:
             outbox.forget(seq)
-            dropped.append(seq)
             log.error(
                 "update %d was damaged on the disk, and dropped: what it carried is lost (%s)", seq, error
             )
-    return dropped
+            yield seq, Refusal(reason=Rejection.UNREADABLE, detail="damaged on the disk")

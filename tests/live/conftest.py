@@ -159,7 +159,12 @@ class Federation:
         self._thread.start()
         return self.service
 
-    def spawn(self, *arguments: str, log: Path | None = None) -> subprocess.Popen[bytes]:
+    @property
+    def log(self) -> Path:
+        """Of the aggregator that is a process."""
+        return self.folder / "aggregator.log"
+
+    def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start the aggregator as a process, for signals, and for a look at its memory."""
         settings, broker = self.settings, self.connection()
         options = {
@@ -179,7 +184,7 @@ class Federation:
             "task-resend-seconds": settings.task.resend_seconds,
         }
         flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        log = log or self.folder / "aggregator.log"
+        log = self.log
         lives = log.read_text().count("serving") if log.exists() else 0
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -233,9 +238,13 @@ class Federation:
         """Wait until each device has trained as often as it may, and has a receipt for all of it."""
 
         def is_settled() -> bool:
-            devices = self.devices.values()
-            made = sum(self.finished.values()) + sum(device.trainer.allowed for device in devices)
-            return not any(device.pending for device in devices) and len(self.journal()) >= made
+            if any(device.pending for device in self.devices.values()):
+                return False
+            rows = Counter(entry.client for entry in self.journal())
+            return all(
+                rows[f"device-{number}"] >= self.finished[number] + device.trainer.allowed
+                for number, device in self.devices.items()
+            )
 
         wait_for(is_settled, "every update has its receipt")
 

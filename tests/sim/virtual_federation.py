@@ -292,6 +292,7 @@ class Federation:
         """An update was finished."""
         device = next(device for device in self.devices if device.outbox is outbox)
         update = wire.unpack_update(outbox.get(seq).message)
+        assert update.id not in self.finished, f"a number was used twice: {update.id}"
         self.finished[update.id] = device.trainer.delta.copy()
 
         assert device.trained_from <= update.base_version, "versions ran backwards"  # law 9

@@ -1,0 +1,106 @@
+"""What an outbox may meet in its life beside crashes: its bounds, a damaged update, a copy that is put back."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fedmq.aggregator.strategy import FoldSettings
+from virtual_federation import AGGREGATOR, RESEND, Federation
+
+FOLD = FoldSettings(strategy="fedasync", staleness="constant")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Federation]:
+    """One device, whose connection and whose aggregator are well."""
+    world = Federation(tmp_path, devices=1, fold=FOLD, duplicate_rate=0.0)
+    yield world
+    world.close()
+
+
+def fill(world: Federation) -> list[int]:
+    """Let the device train while the aggregator takes nothing."""
+    world.all_turn(6)
+    for _ in range(60):
+        world.turn(0)
+    return world.devices[0].outbox.pending()
+
+
+def test_a_full_outbox_says_so_and_drops_nothing(world: Federation, caplog: pytest.LogCaptureFixture) -> None:
+    """The agent trains no further, its log says why, and all goes on when the receipts come."""
+    with caplog.at_level(logging.WARNING, "fedmq.edge_agent"):
+        pending = fill(world)
+    made = len(world.finished)
+    for _ in range(60):
+        world.turn(0)
+        world.now += RESEND
+
+    assert world.devices[0].max_updates == len(pending)
+    assert made == len(world.finished)
+    assert "the outbox is full: no training until 3 updates have receipts" in caplog.text
+    world.all_turn(10)
+    assert made < len(world.finished)
+    world.drain()
+    world.check()
+
+
+def test_an_update_that_the_disk_has_damaged_does_not_block_the_others(
+    world: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It can never have a receipt: it is dropped once the aggregator says that it could not be read."""
+    device = world.devices[0]
+    pending = fill(world)
+    world.broker.stop(forget=True)
+    device.outbox._db.execute("UPDATE outbox SET message = zeroblob(50) WHERE seq = ?", (pending[1],))
+    world.kill(0, 0)
+    world.broker.start()
+    with caplog.at_level(logging.ERROR, "fedmq.edge_agent"):
+        for _ in range(20):
+            world.all_turn(5)
+            world.now += 1.0
+    settled = {record.id.seq: record.refusal for record in world.journal.values()}
+    diary = map(json.loads, (world.folder / "d0.jsonl").read_text().splitlines())
+    dropped = [entry["seq"] for entry in diary if entry.get("refusal") == "unreadable"]
+
+    assert pending[1] not in settled
+    assert settled[pending[0]] is settled[pending[2]] is None
+    assert [pending[1]] == dropped
+    assert f"update {pending[1]} was damaged on the disk, and dropped: what it carried is lost" in caplog.text
+
+
+def test_an_outbox_that_is_restored_from_a_copy_uses_no_number_twice(
+    world: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the aggregator would take what is new for what it knows, and the agent would forget it."""
+    device = world.devices[0]
+    world.all_turn(12)
+    copy = world.folder / "copy.db"
+    world.kill(0, 0)
+    shutil.copy(device.home / "outbox.db", copy)
+    assert not (device.home / "outbox.db-wal").exists() or not device.outbox.pending()
+    before = device.outbox.next_seq
+    world.all_turn(60)
+    newest = device.outbox.next_seq
+    world.drain()
+    device.trainer.willing = True
+    world.broker.block(AGGREGATOR)
+    world.kill(0, 0)
+    device.outbox.close()
+    (device.home / "outbox.db-wal").unlink(missing_ok=True)
+    shutil.copy(copy, device.home / "outbox.db")
+    world.broker.disconnect(world.client_id(0))
+    device.agent.transport.close()
+    device.agent._events.close()
+    world.join(device)
+    restored = device.outbox.next_seq
+    world.broker.unblock(AGGREGATOR)
+    with caplog.at_level(logging.ERROR, "fedmq.edge_agent"):
+        world.all_turn(60)  # would raise if a number were used twice
+    world.drain()
+
+    assert before == restored < newest < device.outbox.next_seq
+    assert "was it restored from a copy?" in caplog.text
+    assert all(update_id in world.journal for update_id in world.finished)
