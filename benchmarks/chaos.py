@@ -64,7 +64,8 @@ AGENTS: Final = 8
 PER_MINUTE: Final = 150.0
 _FEDERATION: Final = "chaos"
 _STORE_BYTES: Final = 96 << 20
-_OUTBOX_BYTES: Final = 4 << 20
+#: SQLite's log alone takes 4 MB before it is emptied for the first time.
+_OUTBOX_BYTES: Final = 12 << 20
 _DAY: Final = 86_400.0
 _DRAIN_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.05

@@ -128,7 +128,7 @@ class Database:
     def _empty_log(self) -> None:
         """Move SQLite's write-ahead log into the file, so that the next attempt finds the room that it took.
 
-        SQLite does so by itself only after a thousand pages, 4 MB: on a small disk that is never.
+        SQLite does so by itself only after a thousand pages, 4 MB: on a disk that is full, that is never.
         """
         with suppress(sqlite3.Error):
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -37,17 +37,19 @@ from fedmq.edge_agent.trainer import Task, TrainResult
 from fedmq.edge_agent.training import at_once
 from fedmq.edge_agent.upload import Upload
 
-from fedmq import wire
 from fedmq.layout import ParamLayout, Segment
 from fedmq.topics import Topics
-from fedmq.transport.base import Delivery, Will
+from fedmq.transport.base import Will
 from fedmq.transport.memory import MemoryBroker, MemoryTransport
 from fedmq.types import ParamVector
 
 LAYOUT = ParamLayout((Segment(name="w", shape=(40,)),))
 CODEC = "topk(0.2) | float32 | rice"
 TOPICS = Topics("default")
-UPDATES = 5
+#: What survives a child: pairs of a number and bytes.
+Log = Callable[[list[Any]], object]
+RECEIPT, ACKNOWLEDGED = range(2)
+UPDATES = 4
 
 
 def aggregator_settings(folder: Path) -> AggregatorSettings:
@@ -69,12 +71,31 @@ def aggregator_settings(folder: Path) -> AggregatorSettings:
     )
 
 
+class Witness(MemoryBroker):
+    """A broker that writes down at once what it was told: receipts, and which messages were acknowledged."""
+
+    def __init__(self, log: Log, clock: Callable[[], float]) -> None:
+        super().__init__(clock=clock)
+        self._log = log
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool, expiry: float | None) -> bool:
+        if topic.startswith(TOPICS.receipt("a")[:-1]):
+            self._log([RECEIPT, payload])
+        return super().publish(topic, payload, retain=retain, expiry=expiry)
+
+    def acknowledge(self, client_id: str, packet_id: int) -> bool:
+        message = self._sessions[client_id].in_flight.get(packet_id)
+        if message is not None and message.topic.startswith(TOPICS.update("0", "a")[:-1]):
+            self._log([ACKNOWLEDGED, message.payload])
+        return super().acknowledge(client_id, packet_id)
+
+
 class World:
     """A broker that dies with the process, an aggregator, and a clock."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, log: Log = lambda entry: None) -> None:
         self.now, self.folder = 1000.0, folder
-        self.broker = MemoryBroker(clock=self.clock)
+        self.broker = Witness(log, self.clock)
         self.store = Store(folder / "store.db")
         self.service = Service(aggregator_settings(folder), self.store, self.connect, self.clock)
         self.service._transport.start()
@@ -88,7 +109,7 @@ class World:
             self.broker, client_id, will=will, clean_start=expiry == 0, session_expiry=expiry
         )
 
-    def agent(self, log: Callable[[bytes], object], updates: int) -> tuple[Agent, Outbox]:
+    def agent(self, log: Log, updates: int) -> tuple[Agent, Outbox]:
         """A device, over the outbox that is there, that makes updates up to a number."""
         outbox = Outbox(self.folder / "outbox.db", max_updates=2)
         trainer = Trainer(log, outbox, updates)
@@ -97,11 +118,10 @@ class World:
         agent.transport.start()
         return agent, outbox
 
-    def submit(self, messages: list[tuple[str, bytes]], told: Callable[[bytes], object]) -> None:
-        """Clients that send two at a time, and hand on the receipts that they get."""
+    def submit(self, messages: list[tuple[str, bytes]]) -> None:
+        """Clients that send two at a time."""
         clients = self.connect("clients")
         clients.start()
-        clients.subscribe(TOPICS.receipt("+"))
         for start in range(0, len(messages), 2):
             for client, message in messages[start : start + 2]:
                 clients.publish(TOPICS.update("0", client), message)
@@ -109,10 +129,6 @@ class World:
                 self.service.turn()
             while not self.broker.drained:
                 self.service.turn()
-                while (event := clients.poll(0)) is not None:
-                    if isinstance(event, Delivery) and event.payload:
-                        event.ack()
-                        told(event.payload)
 
 
 class Trainer:
@@ -120,7 +136,7 @@ class Trainer:
 
     layout = LAYOUT
 
-    def __init__(self, log: Callable[[bytes], object], outbox: Outbox, updates: int) -> None:
+    def __init__(self, log: Log, outbox: Outbox, updates: int) -> None:
         self._log, self._outbox, self._updates = log, outbox, updates
 
     def __call__(self, settings: Mapping[str, object], **own: object) -> "Trainer":
@@ -134,29 +150,29 @@ class Trainer:
         if seq > self._updates:
             raise RuntimeError("enough")
         delta = np.random.default_rng(task.seed).normal(size=LAYOUT.size).astype(np.float32)
-        self._log(msgpack.packb([seq, delta.tobytes()]))
+        self._log([seq, delta.tobytes()])
         return TrainResult(vector=base + delta, num_examples=5 if seq % 3 else 5000, local_steps=1)
 
     def evaluate(self, vector: ParamVector) -> Mapping[str, float]:
         return {}
 
 
-def play_create(folder: Path, log: Callable[[bytes], object]) -> None:
+def play_create(folder: Path, log: Log) -> None:
     """The first start of an aggregator: the file, its tables, the first snapshot."""
     store = Store(folder / "store.db")
     recover(aggregator_settings(folder), store)
     store.close()
 
 
-def play_aggregator(folder: Path, log: Callable[[bytes], object]) -> None:
+def play_aggregator(folder: Path, log: Log) -> None:
     """Updates of several clients, folded, refused, in chunks, twice; snapshots, pruning, and a goodbye."""
-    world = World(folder)
-    world.submit(msgpack.unpackb((folder / "messages").read_bytes()), log)
+    world = World(folder, log)
+    world.submit(msgpack.unpackb((folder / "messages").read_bytes()))
     world.service._leave()
     world.store.close()
 
 
-def play_agent(folder: Path, log: Callable[[bytes], object]) -> None:
+def play_agent(folder: Path, log: Log) -> None:
     """Some updates from training to the receipt."""
     world = World(folder)
     agent, outbox = world.agent(log, UPDATES)
@@ -170,7 +186,7 @@ def play_agent(folder: Path, log: Callable[[bytes], object]) -> None:
 
 #: For each scenario what it plays, which file's SQL statements are its steps, and which methods.
 Methods = tuple[tuple[type, str], ...]
-SCENARIOS: dict[str, tuple[Callable[[Path, Callable[[bytes], object]], None], str, Methods]] = {
+SCENARIOS: dict[str, tuple[Callable[[Path, Log], None], str, Methods]] = {
     "create": (play_create, "store.db", ((Store, "save_snapshot"),)),
     "aggregator": (
         play_aggregator,
@@ -263,15 +279,11 @@ def main(scenario: str, root: Path) -> None:
         assert os.WTERMSIG(status) == signal.SIGKILL
 
 
-def logged(folder: Path) -> list[bytes]:
+def logged(folder: Path) -> list[tuple[int, bytes]]:
     """What a child wrote to its log."""
     path = folder / "log"
-    return list(msgpack.Unpacker(BytesIO(path.read_bytes()))) if path.exists() else []
-
-
-def receipts(folder: Path) -> list[wire.Receipt]:
-    """The receipts that the clients of a child were told of."""
-    return [wire.unpack_receipt(entry) for entry in logged(folder)]
+    entries = msgpack.Unpacker(BytesIO(path.read_bytes())) if path.exists() else []
+    return [(number, payload) for number, payload in entries]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from fedmq.transport.base import Connected, Delivery, PublishAccepted, Will
 from fedmq.transport.mqtt import MqttTransport
 from fedmq.types import ParamVector
 
-PATIENCE = float(os.environ.get("PAT", "60"))
+PATIENCE = 60.0
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

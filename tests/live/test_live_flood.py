@@ -3,6 +3,7 @@
 The hostile speak MQTT 3.1.1 over bare sockets: no window slows them down, and nothing is sent again.
 """
 
+import json
 import signal
 import socket
 import threading
@@ -19,7 +20,7 @@ from fedmq.aggregator.pace import LEAST_BURST
 from fedmq.broker.packets import Connect, Publish, Version, encode
 
 from fedmq import encoding, wire
-from fedmq.chunks import checksum
+from fedmq.chunks import PIECE_BYTES, checksum
 from fedmq.codecs import parse_pipeline
 from fedmq.plan import Plan
 from fedmq.topics import Topics
@@ -125,8 +126,13 @@ def peak(pid: int) -> int:
     raise AssertionError("no VmHWM")
 
 
-def forger(federation, client: str = NAME, number: int = MALLORY) -> Forger:
-    return Forger(wire.unpack_plan(federation.retained(TOPICS.plan)), client, number)
+def forger(federation) -> Forger:
+    """Mallory's, who has read the plan like everybody."""
+    return Forger(wire.unpack_plan(federation.retained(TOPICS.plan)), NAME, MALLORY)
+
+
+def _stats(federation) -> dict:
+    return json.loads(federation.retained(TOPICS.stats("aggregator")))
 
 
 @pytest.fixture
@@ -142,7 +148,9 @@ def test_a_hostile_client_costs_little_and_the_others_are_served(mallory, new_fe
     """Garbage, chunks without end, 1 GB announced, 10,000 valid updates: memory, log and quota stay within bounds."""
     broker, client = mallory
     federation = new_federation(broker.port)
-    process = federation.spawn("--spool-bytes", str(SPOOL), "--admission-max-rate", str(RATE))
+    process = federation.spawn(
+        *("--spool-bytes", str(SPOOL), "--admission-max-rate", str(RATE), "--stats-interval", "0.1")
+    )
     for number in range(3):
         federation.join(number)
     federation.train(1)
@@ -155,23 +163,26 @@ def test_a_hostile_client_costs_little_and_the_others_are_served(mallory, new_fe
         *[forge.update() for _ in range(10_000)],
         *[bytes([seed % 256]) * 200 for seed in range(3000)],
         *[b"\x01\x03" + bytes(250_000) for _ in range(100)],
-        *[bytes(3 * MIB) for _ in range(40)],
         *[forge.chunk(bytes(20_000), size=60 * MIB, index=index, seq=index % 4 + 1) for index in range(1000)],
     ]
+    oversize = [bytes(3 * MIB) for _ in range(30)]  # mosquitto takes them; the aggregator does not
     topic = TOPICS.update("0", NAME)
-    flood = threading.Thread(target=client.flood, args=(topic, attack))
+    flood = threading.Thread(target=client.flood, args=(topic, [*attack, *oversize]))
     flood.start()
     federation.train(4)
     federation.until_settled()
     flood.join()
     federation.train(1)
     federation.until_settled()  # what mallory sent is all in front of this
+    federation.until(lambda: _stats(federation)["version"] == len(federation.journal()) - 100, "statistics")
     seconds = time.monotonic() - began
     rows = Counter((entry.client, entry.reason) for entry in federation.journal())
     growth = peak(process.pid) - before
     lines = federation.log.read_text().splitlines()
 
     assert [6, 6, 6] == [rows[f"device-{number}", ""] for number in range(3)]
+    received = sum(map(len, attack))
+    assert received < _stats(federation)["received_bytes"] < received + 100_000
     assert 100 == rows[NAME, "too-large"]
     assert LEAST_BURST <= rows[NAME, ""] + 100 <= LEAST_BURST + RATE * seconds
     assert growth < 2 * 64 * 257 * 1024 + 3 * SPOOL  # the window, full of the largest packets, and the spool
@@ -224,12 +235,15 @@ def test_chunks_that_never_end_do_not_shut_out_those_that_do(mallory, new_federa
     federation.until_settled()
     forge = forger(federation)
     before = peak(process.pid)
-    pieces = [forge.chunk(bytes(3_500), size=60 * MIB, index=i, seq=i % 4 + 1) for i in range(1000)]
+    full = MIB // (3_500 + PIECE_BYTES)  # to the last piece that fits, and nothing more
+    pieces = [forge.chunk(bytes(3_500), size=60 * MIB, index=i, seq=i % 4 + 1) for i in range(2 * full)]
+    client.flood(TOPICS.update("0", NAME), pieces[:full])
+    federation.train(3)
+    federation.until_settled()
     client.flood(TOPICS.update("0", NAME), pieces)
     federation.train(3)
-    client.flood(TOPICS.update("0", NAME), pieces)
     federation.until_settled()
 
-    assert ["device-0"] * 4 == [entry.client for entry in federation.journal()]
+    assert ["device-0"] * 7 == [entry.client for entry in federation.journal()]
     assert peak(process.pid) - before < 24 * MIB
     federation.audit()

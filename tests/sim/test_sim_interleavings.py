@@ -129,7 +129,7 @@ def test_no_interleaving_loses_or_doubles_an_update() -> None:
     """As hypothesis finds them, with the smallest that fails."""
     run_state_machine_as_test(
         Interleavings,
-        settings=settings(max_examples=60, stateful_step_count=40, derandomize=True, deadline=None),
+        settings=settings(max_examples=40, stateful_step_count=40, derandomize=True, deadline=None),
     )
 
 
@@ -138,7 +138,7 @@ def test_a_long_life_with_many_faults_loses_and_doubles_nothing(seed: int) -> No
     """A thousand steps, a fault every few of them, through all kinds of folding."""
     chance = random.Random(seed)
     with federation(FOLDS[seed], seed) as world:
-        for _ in range(400):
+        for _ in range(300):
             world.now += chance.choice((0.0, 0.0, 0.5, 6.0))
             for _ in range(chance.randrange(25)):
                 world.turn(chance.randrange(DEVICES + 1))

@@ -235,7 +235,7 @@ class Federation:
         finally:
             self.fuse.steps = None
         if party < len(self.devices):
-            self._bury_device(self.devices[party])
+            self._replace(self.devices[party], self.devices[party].home)
         else:
             self.restart()
 
@@ -260,13 +260,14 @@ class Federation:
         same = pack_state(self.reference) == pack_state(self.service.engine)
         assert same, "recovery is not the live state to the last bit"  # law 2
 
-    def _bury_device(self, device: Device, *, keep_outbox: bool = True) -> None:
+    def _replace(self, device: Device, source: Path | None) -> None:
+        """A device dies, and its next life begins with the outbox that lies in a folder, or with none."""
         self._end(device.agent.transport)
         device.lives += 1
         home = self.folder / f"{device.name}-{device.lives}"
         epoch = device.outbox.epoch
-        if keep_outbox:
-            _salvage(device.home / "outbox.db", home)
+        if source is not None:
+            _salvage(source / "outbox.db", home)
         device.outbox.close()
         device.agent._events.close()
         shutil.rmtree(device.home)
@@ -274,12 +275,21 @@ class Federation:
         with _watched(self):
             self.join(device)
 
-        assert keep_outbox == (epoch == device.outbox.epoch), "a device lost its name, or kept it"
+        is_same = epoch == device.outbox.epoch
+        assert is_same == (source is not None), "the numbers of two outboxes could be confused"
 
     def reimage(self, party: int) -> None:
         """A device loses all that it had."""
         self.deleted.add(self.devices[party].outbox.epoch)
-        self._bury_device(self.devices[party], keep_outbox=False)
+        self._replace(self.devices[party], None)
+
+    def back_up(self, party: int) -> Path:
+        """Copy a device's outbox."""
+        return _salvage(self.devices[party].home / "outbox.db", self.folder / "copy").parent
+
+    def put_back(self, party: int, copy: Path) -> None:
+        """A device's storage is replaced by an earlier copy of it."""
+        self._replace(self.devices[party], copy)
 
     def _end(self, transport: Any) -> None:
         """The broker finds out that a party is gone, and publishes its will."""
