@@ -341,7 +341,9 @@ def test_the_table_of_topics_is_complete() -> None:
 
 def test_the_table_of_reasons_is_complete() -> None:
     """Each once; `unknown` is never sent."""
-    assert sorted(set(Rejection) - {Rejection.UNKNOWN}) == sorted(codes(row[0])[0] for row in tables("Reasons")[0])
+    assert sorted(set(Rejection) - {Rejection.UNKNOWN}) == sorted(
+        codes(row[0])[0] for row in tables("Reasons")[0]
+    )
 
 
 def test_the_states_of_presence_are_those_of_the_code() -> None:
