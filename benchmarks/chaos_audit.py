@@ -43,6 +43,7 @@ from fedmq import encoding, wire
 from fedmq.codecs import pipeline_from_wire
 from fedmq.errors import FedmqError
 from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES
+from fedmq.types import ParamVector
 
 #: Contributions per version: a power of two, so that the mean is exact.
 BUFFER_SIZE: Final = 4
@@ -215,7 +216,7 @@ def read_outbox(path: Path, agent: int) -> Contents:
     )
 
 
-def _own(vector: encoding.ParamVector, agent: int) -> float:
+def _own(vector: ParamVector, agent: int) -> float:
     """The mass of a vector that may hold nothing but this agent's."""
     others = np.delete(vector, agent)
     if others.any():

@@ -11,12 +11,16 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from fedmq.broker import Mosquitto
-from fedmq.broker.mosquitto import free_port
+import numpy as np
 
+from benchmarks.chaos_audit import BUFFER_SIZE
+from benchmarks.chaos_schedule import AGGREGATOR
+from benchmarks.chaos_trainer import LAYOUT
 from fedmq.app.foreground import FOLLOW_PARENT
+from fedmq.app.toml import Value, write_toml
+from fedmq.modelfile import save_model
 from fedmq.testing.proxy import Proxy
 
 ROOT: Final = Path(__file__).parent.parent
@@ -24,7 +28,10 @@ ROOT: Final = Path(__file__).parent.parent
 _STOP_SECONDS: Final = 10.0
 #: A process that ends by itself is started again after this long.
 _RESTART_SECONDS: Final = 0.3
-BROKERS: Final = ("mosquitto", "mosquitto-defaults", "embedded")
+_STORE_BYTES: Final = 96 << 20
+#: SQLite's log alone takes 4 MB before it is emptied for the first time.
+_OUTBOX_BYTES: Final = 12 << 20
+_FEDERATION: Final = "chaos"
 
 
 class Process:
@@ -127,102 +134,6 @@ class Process:
         return lines[-1] if lines else "it said nothing"
 
 
-class Broker(Protocol):
-    """A broker that can be hurt."""
-
-    port: int
-
-    def start(self) -> None:
-        """Start it, with what it had saved."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-    def terminate(self) -> None:
-        """SIGTERM."""
-
-    def pause(self) -> None:
-        """SIGSTOP."""
-
-    def resume(self) -> None:
-        """SIGCONT."""
-
-    def wipe(self) -> None:
-        """Take what it has saved away, while it is down."""
-
-    def close(self) -> None:
-        """End it and remove everything."""
-
-
-class MosquittoBroker:
-    """mosquitto, with the configuration that fedmq ships or with its own defaults."""
-
-    def __init__(self, config: str | None) -> None:
-        self._config = config
-        self._mosquitto = Mosquitto(config, port=free_port())
-        self.port = self._mosquitto.port
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self._mosquitto.start()
-
-    def kill(self) -> None:
-        """SIGKILL: what it has not saved is lost."""
-        self._mosquitto.kill()
-
-    def terminate(self) -> None:
-        """SIGTERM: it saves and ends."""
-        self._mosquitto.terminate()
-
-    def pause(self) -> None:
-        """SIGSTOP."""
-        os.kill(self._mosquitto.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        os.kill(self._mosquitto.pid, signal.SIGCONT)
-
-    def wipe(self) -> None:
-        """Another one, in an empty folder, on the same port."""
-        self._mosquitto.close()
-        self._mosquitto = Mosquitto(self._config, port=self.port)
-
-    def close(self) -> None:
-        """End it and remove its folder."""
-        self._mosquitto.close()
-
-
-class EmbeddedBroker(Process):
-    """`fedmq broker` with its log on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self._journal = folder / "broker.log"
-        arguments = ["--port", str(self.port), "--log", str(self._journal)]
-        command = ["-m", "fedmq.app", "--log-level", "warning", "broker", *arguments]
-        super().__init__("broker", command, folder / "broker.out")
-
-    def wipe(self) -> None:
-        """Remove its log."""
-        for path in self._journal.parent.glob("broker.log*"):
-            path.unlink()
-
-    def close(self) -> None:
-        """End it."""
-        self.kill()
-
-
-def make_broker(name: str, folder: Path) -> Broker:
-    """One of `BROKERS`, not started.
-
-    Raises:
-        MosquittoMissingError: it is to be mosquitto, and there is none.
-    """
-    if name == "embedded":
-        return EmbeddedBroker(folder)
-    return MosquittoBroker(None if name == "mosquitto" else "")
-
-
 class Disk:
     """A folder of its own on a small file system in memory; a plain folder where mounting is not allowed.
 
@@ -299,6 +210,67 @@ def write_clock(path: Path, seconds: float) -> None:
     """Write the file that `chaos_child` maps."""
     with path.open("r+b" if path.exists() else "wb") as file:
         file.write(struct.pack("<d", seconds))
+
+
+def make_aggregator(folder: Path, broker_port: int, sabotage: str) -> Party:
+    """An aggregator with many small snapshots, and arithmetic without rounding (see `chaos_trainer`)."""
+    disk, link = Disk(folder / "store", _STORE_BYTES), Proxy(broker_port)
+    save_model(folder / "initial.safetensors", LAYOUT, np.zeros(LAYOUT.size, np.float32))
+    settings: dict[str, Value] = {
+        "federation": _FEDERATION,
+        "model": folder / "initial.safetensors",
+        "broker": _connection(link),
+        # all rows stay, for the auditor
+        "store": {
+            "path": disk.folder / "aggregator.db",
+            "snapshot_records": 100,
+            "keep_snapshots": 4,
+            "keep_records": 100_000_000,
+        },
+        # an update takes three chunks
+        "publish": {
+            "keyframe_codec": "float32",
+            "delta_codec": "float32",
+            "chunk_bytes": 4096,
+            "min_interval": 0.05,
+        },
+        "fold": {"buffer_size": BUFFER_SIZE, "staleness": "constant", "max_staleness": 40},
+        "admission": {"max_examples": 2**62},
+        "task": {"codec": "float32", "resend_seconds": 1.5},
+    }
+    return _party(folder, AGGREGATOR, [sabotage, "--log-level", "warning", AGGREGATOR], settings, disk, link)
+
+
+def make_agent(folder: Path, broker_port: int, name: str, number: int, *, seed: int, drain: Path) -> Party:
+    """An agent with a `CountingTrainer`."""
+    disk, link = Disk(folder / name, _OUTBOX_BYTES), Proxy(broker_port)
+    settings: dict[str, Value] = {
+        "federation": _FEDERATION,
+        "client": name,
+        "events": folder / f"{name}.jsonl",
+        "broker": _connection(link),
+        "outbox": {"folder": disk.folder},
+        "trainer": {
+            "factory": "benchmarks.chaos_trainer:counting_trainer",
+            "seed": seed,
+            "settings": {"agent": number, "diary": folder / f"{name}.diary", "drain": drain},
+        },
+    }
+    return _party(folder, name, ["none", "--log-level", "warning", "agent"], settings, disk, link)
+
+
+def _connection(link: Proxy) -> dict[str, Value]:
+    return {"port": link.port, "keepalive": 5, "reconnect_min": 0.05, "reconnect_max": 1.0}
+
+
+def _party(
+    folder: Path, name: str, command: list[str], settings: dict[str, Value], disk: Disk, link: Proxy
+) -> Party:
+    clock, config = folder / f"{name}.clock", folder / f"{name}.toml"
+    write_clock(clock, 0.0)
+    write_toml(config, settings)
+    arguments = ["-m", "benchmarks.chaos_child", str(clock), *command, "--config", str(config)]
+    return Party(Process(name, arguments, folder / f"{name}.log"), link, disk, clock)
 
 
 def copy_database(path: Path, folder: Path) -> Path:

@@ -19,7 +19,7 @@ from fedmq.aggregator.store import ChunkChanges
 
 from fedmq import wire
 
-#: How long a transaction takes here: a slow disk, and room for a SIGKILL.
+#: Between the steps that are in the wrong order, or belong together: a slow disk, and room for a SIGKILL.
 _SLOW_SECONDS: Final = 0.1
 
 
@@ -47,6 +47,7 @@ class _NoLedger(Service):
 
     def _persist(self, decision: Decision, changes: ChunkChanges) -> None:
         super()._persist(replace(decision, receipts={}), changes)
+        time.sleep(_SLOW_SECONDS)
 
 
 SABOTAGES: Final[Mapping[str, type[Service]]] = {

@@ -119,7 +119,7 @@ class Fault:
 
 
 def make_schedule(
-    seed: int, *, seconds: float, per_minute: float, agents: list[str], without: frozenset[Kind] = frozenset()
+    seed: int, *, seconds: float, per_minute: float, agents: list[str], kinds: frozenset[Kind]
 ) -> Iterator[Fault]:
     """Faults in the order in which they begin.
 
@@ -128,16 +128,15 @@ def make_schedule(
         seconds: all begin before.
         per_minute: how many begin in a minute, on average.
         agents: the agents' names.
-        without: kinds that this machine cannot do.
+        kinds: which may occur.
     """
     draw = random.Random(seed)
-    shapes = {kind: shape for kind, shape in SHAPES.items() if kind not in without}
-    kinds, weights = list(shapes), [shape.weight for shape in shapes.values()]
+    shapes = {kind: shape for kind, shape in SHAPES.items() if kind in kinds}
+    weights = [shape.weight for shape in shapes.values()]
     busy: dict[tuple[str, Plane], float] = {}
     at = draw.expovariate(per_minute / 60)
     while at < seconds:
-        kind = draw.choices(kinds, weights)[0]
-        shape = shapes[kind]
+        kind, shape = draw.choices(list(shapes.items()), weights)[0]
         target = _target(draw, shape.targets, agents)
         length, amount = draw.uniform(shape.shortest, shape.longest), draw.random()
         if busy.get((target, shape.plane), 0.0) < at:  # else drawn again: the moment stays

@@ -65,7 +65,7 @@ def write_result(name: str, options: Options, rows: Sequence[Row], **facts: obje
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "seed": options.seed,
         "quick": options.quick,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": _versions(),
         **facts,

@@ -344,3 +344,18 @@ def test_redeliveries_change_nothing_in_any_interleaving(
             batch = []
 
     assert everything(plain) == everything(noisy)
+
+
+def test_what_a_batch_does_not_carry_decoded_is_decoded_again(
+    new_engine: NewEngine, message: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of updates that are large in memory stays within a bound, and comes to the same bits."""
+    messages = [message(seq=seq, floor=1, delta=0.1 * seq) for seq in range(1, 6)]
+    plain = new_engine(buffer_size=2)
+    run(plain, *messages)
+    bounded = new_engine(buffer_size=2)
+    monkeypatch.setattr("fedmq.aggregator.engine._MAX_DECODED", 2 * 4 * bounded.layout.size)
+    decision = run(bounded, *messages)
+
+    assert [True, True, False, False, False] == [record.delta is not None for record in decision.records]
+    assert everything(plain) == everything(bounded)

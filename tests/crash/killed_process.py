@@ -244,7 +244,7 @@ class Steps:
         connect = sqlite3.connect
 
         def traced(path: object, **options: Any) -> sqlite3.Connection:
-            connection = connect(str(path), **options)
+            connection: sqlite3.Connection = connect(str(path), **options)
             if str(path).endswith(file):
                 connection.set_trace_callback(lambda sql: self.pass_by(f"SQL {sql.split()[0]}"))
             return connection

@@ -326,3 +326,32 @@ def test_a_device_without_a_plan_waits_for_it_and_keeps_what_it_has(new_federati
     assert (1, 0) == (held, trained)
     assert 3 == service.engine.tally.folded
     federation.audit()
+
+
+def test_a_store_that_is_gone_begins_a_new_epoch_and_devices_give_what_they_have_again(
+    new_federation, line, embedded
+) -> None:
+    """What it had folded is gone with it. What devices still hold is refused, and goes out with the next update."""
+    federation, way = new_federation(embedded.port), line(embedded.port)
+    federation.serve(port=way.port)
+    device = federation.join(0)
+    federation.train(1)
+    federation.until_settled()
+    federation.until_training()
+    way.freeze()
+    federation.train(3)
+    federation.until(lambda: device.pending == 3 and device.is_uploaded, "the broker has all")
+    federation.until_training()  # once more from a version that nobody will know
+    way.cut()
+    federation.stop_serving()
+    for path in federation.folder.glob("aggregator.db*"):
+        path.unlink()
+    way.thaw()
+    service = federation.serve(port=way.port)
+    federation.train(1)
+    federation.until(lambda: len(federation.journal()) == 4 and not device.pending, "all is refused")
+    federation.train(1)
+    federation.until(lambda: len(federation.journal()) == 5 and not device.pending, "the new one is folded")
+
+    assert ["wrong-epoch"] * 4 + [""] == [entry.reason for entry in federation.journal()]
+    assert [3 + 1 + 1] + [0] * 7 == service.engine.state.vector.tolist()

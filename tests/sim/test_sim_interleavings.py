@@ -135,7 +135,7 @@ def test_no_interleaving_loses_or_doubles_an_update() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_long_life_with_many_faults_loses_and_doubles_nothing(seed: int) -> None:
-    """A thousand steps, a fault every few of them, through all kinds of folding."""
+    """Thousands of turns, a fault every few of them, through all kinds of folding."""
     chance = random.Random(seed)
     with federation(FOLDS[seed], seed) as world:
         for _ in range(300):

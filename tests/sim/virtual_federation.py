@@ -239,8 +239,8 @@ class Federation:
         else:
             self.restart()
 
-    def restart(self, **task: str) -> None:
-        """Kill the aggregator where it stands, and start it again, perhaps with another task."""
+    def restart(self, codec: str | None = None) -> None:
+        """Kill the aggregator where it stands, and start it again, perhaps with another plan."""
         self._end(self.service._transport)
         home = self.folder / str(self.recoveries + 1)
         path = _salvage(self.settings.store.path, home)
@@ -249,7 +249,7 @@ class Federation:
         shutil.rmtree(self.settings.store.path.parent)
         self.settings = replace(
             self.settings,
-            task=replace(self.settings.task, **task),
+            task=replace(self.settings.task, codec=codec or self.settings.task.codec),
             store=replace(self.settings.store, path=path),
         )
         with _watched(self):

@@ -559,6 +559,39 @@ def test_unread_messages_of_qos_0_are_bounded(server: Scripted, make: Make) -> N
     assert payloads == [b"x"] * 10
 
 
+def test_unread_messages_of_qos_0_are_bounded_like_the_others(
+    server: Scripted, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the Receive Maximum; what is dropped costs a line in the log each time that it has doubled."""
+    transport = make(receive_maximum=5)
+    line = server.accept()
+    line.welcome()
+    take(transport, Connected)
+    for _ in range(105):
+        line.send(PUBLISH, b"\0\1t\0x")
+    deadline = time.monotonic() + DEADLINE
+    while transport.traffic.packets_received < 106 and time.monotonic() < deadline:
+        pass
+    payloads = [take(transport, Delivery).payload for _ in range(5)]
+    counts = [record.args[0] for record in caplog.records if "QoS 0" in record.message]
+
+    assert payloads == [b"x"] * 5
+    assert counts == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_the_largest_packet_is_told_to_a_broker_of_mqtt_5(server: Scripted, make: Make) -> None:
+    """Property 0x27 of CONNECT; without the setting, and under 3.1.1, it is not there."""
+    wish = b"\x27\0\0\x30\x39"
+    connects = []
+    for changes in ({"maximum_packet_size": 12345}, {}, {"maximum_packet_size": 12345, "protocol": "3.1.1"}):
+        make(**changes)
+        connects.append(server.accept().take(CONNECT).body)
+
+    assert [wish in body for body in connects] == [True, False, False]
+    with pytest.raises(SettingError, match="maximum_packet_size"):
+        make(maximum_packet_size=10)
+
+
 def test_a_publish_carries_no_properties_unless_it_expires(server: Scripted, make: Make) -> None:
     """Bytes matter. A part of a second counts as one."""
     transport = make()
