@@ -14,6 +14,7 @@ prove nothing.
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -41,10 +42,11 @@ def main() -> None:
         "--sabotage", choices=_SABOTAGES, default="none", help="break a law, to see the auditor find it"
     )
     parser.add_argument(
-        "--only", type=Kind, choices=list(Kind), nargs="+", default=[], help="kinds of fault; all by default"
+        "--only", type=Kind, choices=list(Kind), nargs="+", default=list(Kind), help="kinds of fault"
     )
     arguments = parser.parse_args()
     options = read_options(arguments)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit("stopped"))  # nothing stays mounted
     minutes = min(arguments.minutes, 0.75) if options.quick else arguments.minutes
     folder = Path(tempfile.mkdtemp(prefix="fedmq-chaos-"))
     campaign = Campaign(

@@ -86,13 +86,14 @@ class Campaign:
         seed: of the schedule and the trainers.
         sabotage: one of `chaos_sabotage`, or "none".
         agents: how many.
-        only: the kinds of fault that may occur; all when empty.
+        only: the kinds of fault that may occur.
     """
 
     def __init__(
         self, folder: Path, *, broker: str, seed: int, sabotage: str, agents: int, only: frozenset[Kind]
     ) -> None:
-        self._folder, self._seed = folder, seed
+        self._folder, self._seed, self._sabotage, self._kinds = folder, seed, sabotage, only
+        self._impossible: frozenset[Kind] = frozenset()
         self._copies = folder / "copies"
         self._copies.mkdir()
         self._drain = folder / "drain"
@@ -105,22 +106,13 @@ class Campaign:
         self._pool = self._stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
         self._broker: Broker = make_broker(broker, folder)
         self._stack.callback(self._broker.close)
-        port = self._broker.port
-        self._parties = {AGGREGATOR: self._keep(make_aggregator(folder, port, sabotage))}
+        self._parties: dict[str, Party] = {}
         self._devices = {f"agent-{number}": Device(agent=number) for number in range(agents)}
-        for name, device in self._devices.items():
-            agent = make_agent(folder, port, name, device.agent, seed=seed, drain=self._drain)
-            self._parties[name] = self._keep(agent)
-        can_fill = all(party.disk.is_small for party in self._parties.values())
-        self._impossible = frozenset() if can_fill else DISK_KINDS
-        self._kinds = (only or frozenset(Kind)) - self._impossible
 
     def run(self, seconds: float, per_minute: float) -> Outcome:
         """Break things for so long, heal them, and audit."""
         try:
-            self._broker.start()
-            for party in self._parties.values():
-                party.process.start()
+            self._set_up()
             self._wait_for_work(time.monotonic() + _START_SECONDS)
             self._break(seconds, per_minute)
             self._heal()
@@ -133,9 +125,20 @@ class Campaign:
         finally:
             self._stack.close()
 
-    def _keep(self, party: Party) -> Party:
+    def _set_up(self) -> None:
+        folder, port = self._folder, self._broker.port
+        self._keep(make_aggregator(folder, port, self._sabotage))
+        for name, device in self._devices.items():
+            self._keep(make_agent(folder, port, name, device.agent, seed=self._seed, drain=self._drain))
+        if not all(party.disk.is_small for party in self._parties.values()):
+            self._impossible = DISK_KINDS
+        self._broker.start()
+        for party in self._parties.values():
+            party.process.start()
+
+    def _keep(self, party: Party) -> None:
+        self._parties[party.name] = party
         self._stack.callback(party.close)
-        return party
 
     def _wait_for_work(self, deadline: float) -> None:
         """Until every agent has trained once: from then on there is something to lose."""
@@ -152,7 +155,7 @@ class Campaign:
             seconds=seconds,
             per_minute=per_minute,
             agents=list(self._devices),
-            kinds=self._kinds,
+            kinds=self._kinds - self._impossible,
         )
         start = time.monotonic()
         for fault in schedule:

@@ -88,10 +88,10 @@ def run_demo(settings: DemoSettings, console: Console) -> Report:
         console.print()
         console.print(partition_picture(dataset.train_labels, cohort.parts, dataset.class_names))
         console.print()
-        recorder = Recorder(folder, time.time())
+        recorder = Recorder(folder, time.time(), target)
         try:
             with Display(console, target, 4 * cohort.layout.size) as display:
-                run = _Run(cohort, recorder, display, interruption, target, settings.timeout)
+                run = _Run(cohort, recorder, display, interruption, settings.timeout)
                 (run.in_threads if settings.in_process else run.in_processes)()
         except KeyboardInterrupt:
             interrupted = True
@@ -101,12 +101,15 @@ def run_demo(settings: DemoSettings, console: Console) -> Report:
                 sweep(ConnectionSettings(host=host, port=port), federation)
     if interrupted and not cohort.store.exists():
         raise KeyboardInterrupt  # before anything was learned: there is nothing to report
-    export_store(cohort.store, folder / "model.safetensors")
+    # The model that is kept is the one that was measured last.
+    measured = recorder.view.accuracy
+    export_store(cohort.store, folder / "model.safetensors", measured[-1][1] if measured else None)
     report = _report(folder, settings, cohort, dataset.description, target)
     _point_latest(settings.runs, folder)
     console.print()
     console.print(summary_table(report))
-    console.print(Text(f"Report: {folder / 'report.html'}   Model: {folder / 'model.safetensors'}"))
+    console.print(Text(f"Report: {folder / 'report.html'}"), soft_wrap=True)
+    console.print(Text(f"Model:  {folder / 'model.safetensors'}"), soft_wrap=True)
     if interrupted:
         raise KeyboardInterrupt
     return report
@@ -121,7 +124,6 @@ class _Run:
         recorder: Recorder,
         display: Display,
         interruption: Interruption,
-        target: float,
         timeout: float,
     ) -> None:
         self._cohort, self._recorder, self._display, self._interruption = (
@@ -130,7 +132,7 @@ class _Run:
             display,
             interruption,
         )
-        self._target, self._timeout = target, timeout
+        self._timeout = timeout
 
     def in_processes(self) -> None:
         """Each role a process; who is killed is started again, who fails is not."""
@@ -202,7 +204,7 @@ class _Run:
             if view.folded and not had_folded:
                 deadline = time.monotonic() + self._timeout
             self._display.show(view)
-            if any(accuracy >= self._target for _, _, accuracy in view.accuracy):
+            if self._recorder.has_ended:
                 self._display.show(view, final=True)
                 return
             yield

@@ -56,7 +56,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
 
     def show(self, view: RunView, *, final: bool = False) -> None:
         """Show how things stand."""
@@ -66,7 +66,7 @@ class Display:
         elapsed = time.monotonic() - self._started
         if elapsed >= self._line_at or final:
             self._line_at = elapsed + _LINE_SECONDS
-            self._console.print(Text(f"{elapsed:5.0f} s  {self._headline(view)}"))
+            self._console.print(Text(f"{elapsed:5.0f} s  {self._headline(view)}"), soft_wrap=True)
 
     def _headline(self, view: RunView) -> str:
         accuracy = f"{view.accuracy[-1][2]:.3f}" if view.accuracy else "  –  "

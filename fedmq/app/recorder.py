@@ -5,7 +5,8 @@ the broker or counts as traffic.
 """
 
 import json
-from collections import Counter, deque
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -63,7 +64,6 @@ class RunView:
     folded: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     staleness: Counter[int] = field(default_factory=Counter)
-    news: deque[str] = field(default_factory=lambda: deque(maxlen=5))
 
     @property
     def uplink_bytes(self) -> int:
@@ -82,12 +82,16 @@ class Recorder:
     Args:
         folder: of the run; diaries are `events/*.jsonl`, the result is `metrics.jsonl`.
         started: wall time of the run's start, in seconds since 1970.
+        target: the run ends with the first evaluation that reaches this accuracy; what comes after it is no
+            longer recorded.
     """
 
-    def __init__(self, folder: Path, started: float) -> None:
+    def __init__(self, folder: Path, started: float, target: float = math.inf) -> None:
         self._events, self._started = folder / "events", started
         self._metrics = (folder / LOG_NAME).open("w", encoding="utf-8", buffering=1)
         self._offsets: dict[Path, int] = {}
+        self._target = target
+        self.has_ended = False
         self.view = RunView()
 
     def poll(self) -> bool:
@@ -100,7 +104,8 @@ class Recorder:
         for path in sorted(self._events.glob("*.jsonl")):
             entries += self._read(path)
         for entry in sorted(entries, key=lambda entry: float(entry["time"])):
-            self._take(entry)
+            if not self.has_ended:
+                self._take(entry)
         return bool(entries)
 
     def close(self) -> None:
@@ -164,6 +169,7 @@ class Recorder:
                     uplink_bytes=view.uplink_bytes,
                     downlink_bytes=view.downlink_bytes,
                 )
+                self.has_ended = entry["accuracy"] >= self._target
 
     def _copy(self, t: float, entry: dict[str, Any], *names: str) -> None:
         self._write(t, entry["kind"], **{name: entry[name] for name in names})

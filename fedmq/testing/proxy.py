@@ -14,7 +14,7 @@ from typing import Final, Literal, Self
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
 _BLOCK: Final = 65536
-#: A throttled direction moves what it may move in so many seconds, then waits as long.
+#: A throttled direction forwards what it may in so many seconds at once, then waits as long.
 _THROTTLE_SECONDS: Final = 0.05
 
 
@@ -23,18 +23,20 @@ class _Link:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
-        self.kept: socket.socket | None = None  # the end that is to hear nothing of the break
+        self.is_broken = False
+        self._kept: socket.socket | None = None  # the end that is to hear nothing of the break
         self._lock = threading.Lock()
         self._open_ends = 2
 
     def cut(self) -> None:
         """Reset both ends."""
+        self.is_broken = True
         for sock in (self.client, self.server):
             _reset(sock)
 
     def abandon(self, kept: socket.socket) -> None:
         """Reset one end; the other one stays open, and nobody reads it or writes to it any more."""
-        self.kept = kept
+        self.is_broken, self._kept = True, kept
         _reset(self.server if kept is self.client else self.client)
         # Wakes its pump. Towards the peer, SHUT_RD says nothing.
         with suppress(OSError):
@@ -45,7 +47,7 @@ class _Link:
 
         The last one to end closes what is not kept.
         """
-        if sink is not self.kept:
+        if not self.is_broken:  # a reset must not come after a goodbye
             with suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
         with self._lock:
@@ -53,7 +55,7 @@ class _Link:
             last = not self._open_ends
         if last:
             for sock in (self.client, self.server):
-                if sock is not self.kept:
+                if sock is not self._kept:
                     sock.close()
         return last
 
@@ -184,26 +186,30 @@ class Proxy:
     def _pump(self, link: _Link, up: bool) -> None:
         source, sink = (link.client, link.server) if up else (link.server, link.client)
         with suppress(OSError):
-            while data := source.recv(self._block()):
-                self._flowing.wait()
-                if link.kept is not None:
-                    break
-                sink.sendall(data)
-                if up:
-                    self.bytes_up += len(data)
-                else:
-                    self.bytes_down += len(data)
-                if self.bytes_per_second is not None:
-                    time.sleep(_THROTTLE_SECONDS)
+            while not link.is_broken and (data := source.recv(_BLOCK)):
+                while data:
+                    self._flowing.wait()
+                    if link.is_broken:
+                        break
+                    data = self._forward(data, sink, up)
         if link.end(sink):
             with self._lock:
                 self._links.discard(link)
         with self._lock:
             self._pumps.discard(threading.current_thread())
 
-    def _block(self) -> int:
+    def _forward(self, data: bytes, sink: socket.socket, up: bool) -> bytes:
+        """Forward as much as may go now; returns the rest."""
         rate = self.bytes_per_second
-        return _BLOCK if rate is None else max(1, int(rate * _THROTTLE_SECONDS))
+        piece = data if rate is None else data[: max(1, int(rate * _THROTTLE_SECONDS))]
+        sink.sendall(piece)
+        if up:
+            self.bytes_up += len(piece)
+        else:
+            self.bytes_down += len(piece)
+        if rate is not None:
+            time.sleep(_THROTTLE_SECONDS)
+        return data[len(piece) :]
 
 
 def _reset(sock: socket.socket) -> None:

@@ -95,3 +95,23 @@ def test_an_evaluation_carries_what_was_folded_and_sent_so_far(folder: Path) -> 
     (evaluation,) = read_log(folder).evaluations
 
     assert (evaluation.folded, evaluation.uplink_bytes, evaluation.downlink_bytes) == (1, 1000, 5000)
+
+
+def test_the_run_ends_with_the_evaluation_that_reaches_the_target(folder: Path) -> None:
+    """Even when what came after it lies in the diaries already."""
+    for second, accuracy in enumerate((0.4, 0.8, 0.3)):
+        note(
+            folder,
+            "evaluator",
+            101.0 + second,
+            "evaluation",
+            version=second,
+            accuracy=accuracy,
+            loss=1.0,
+            examples=9.0,
+        )
+    recorder = Recorder(folder, 100.0, target=0.75)
+    recorder.close()
+
+    assert recorder.has_ended
+    assert [evaluation.accuracy for evaluation in read_log(folder).evaluations] == [0.4, 0.8]

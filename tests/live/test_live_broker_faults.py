@@ -34,22 +34,31 @@ class EmbeddedHandle:
         self.kill, self.start, self.close = self._broker.kill, self._broker.start, self._broker.stop
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("defaults", marks=pytest.mark.mosquitto),
-        pytest.param("ours", marks=pytest.mark.mosquitto),
-        pytest.param("empty", marks=pytest.mark.mosquitto),
-        "embedded",
-    ]
-)
-def broker(request: pytest.FixtureRequest, new_mosquitto, tmp_path: Path) -> Iterator:
-    """A mosquitto at its default and at our settings, one that comes back empty, and ours with its log."""
-    if request.param == "embedded":
-        handle = EmbeddedHandle(tmp_path / "broker.log")
-        yield handle
+CONFIGURATIONS = {"defaults": DEFAULTS, "ours": OURS, "empty": FORGETFUL}
+
+
+@pytest.fixture
+def new_broker(new_mosquitto, tmp_path: Path) -> Iterator[Callable]:
+    """Makes a mosquitto of one of the configurations, or the embedded broker with its log."""
+    handles: list[EmbeddedHandle] = []
+
+    def make(kind: str):
+        if kind != "embedded":
+            return new_mosquitto(CONFIGURATIONS[kind])
+        handles.append(EmbeddedHandle(tmp_path / "broker.log"))
+        return handles[-1]
+
+    yield make
+    for handle in handles:
         handle.close()
-    else:
-        yield new_mosquitto({"defaults": DEFAULTS, "ours": OURS, "empty": FORGETFUL}[request.param])
+
+
+@pytest.fixture(
+    params=[*(pytest.param(name, marks=pytest.mark.mosquitto) for name in CONFIGURATIONS), "embedded"]
+)
+def broker(request: pytest.FixtureRequest, new_broker):
+    """Each of them."""
+    return new_broker(request.param)
 
 
 @pytest.fixture
@@ -182,13 +191,12 @@ def test_updates_that_overflow_the_brokers_queue_are_sent_again(new_mosquitto, n
     federation.audit()
 
 
-@pytest.mark.parametrize("config", [pytest.param(OURS, marks=pytest.mark.mosquitto), "embedded"])
+@pytest.mark.parametrize("kind", [pytest.param("ours", marks=pytest.mark.mosquitto), "embedded"])
 def test_an_aggregator_that_stands_still_for_a_while_takes_up_where_it_was(
-    config, new_mosquitto, new_federation, tmp_path: Path
+    kind, new_broker, new_federation
 ) -> None:
     """SIGSTOP: the devices go on until their outboxes are full, and wait."""
-    handle = EmbeddedHandle(tmp_path / "broker.log") if config else None
-    federation = new_federation((handle or new_mosquitto(config)).port)
+    federation = new_federation(new_broker(kind).port)
     process = federation.spawn()
     devices = [federation.join(number, max_updates=4) for number in range(3)]
     federation.train(1)
@@ -203,8 +211,6 @@ def test_an_aggregator_that_stands_still_for_a_while_takes_up_where_it_was(
     assert [1 + 4] * 3 == stopped
     assert 3 * (1 + 7) == len(federation.journal())
     federation.audit()
-    if handle:
-        handle.close()
 
 
 @pytest.mark.parametrize("kind", [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"])
@@ -251,12 +257,10 @@ def _names_both(text: str) -> bool:
     return "a publish of 9" in text and "maximum packet of 5000 bytes" in text
 
 
-@pytest.mark.parametrize("kind", [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"])
-def test_updates_in_a_session_that_ended_are_sent_again(
-    kind, new_mosquitto, new_federation, line, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", [pytest.param("defaults", marks=pytest.mark.mosquitto), "embedded"])
+def test_updates_in_a_session_that_ended_are_sent_again(kind, new_broker, new_federation, line) -> None:
     """As after seven days: what waited for the aggregator went with its session, acknowledged or not."""
-    broker = new_mosquitto(DEFAULTS) if kind == "mosquitto" else EmbeddedHandle(tmp_path / "broker.log")
+    broker = new_broker(kind)
     federation, way = new_federation(broker.port), line(broker.port)
     service = federation.serve(port=way.port)
     devices = [federation.join(number) for number in range(2)]
@@ -276,8 +280,6 @@ def test_updates_in_a_session_that_ended_are_sent_again(
 
     assert (2, 8) == (folded, service.engine.tally.folded)
     federation.audit()
-    if kind == "embedded":
-        broker.close()
 
 
 def test_a_lost_receipt_is_given_again(new_federation, line, embedded) -> None:

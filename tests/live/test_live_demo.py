@@ -129,6 +129,7 @@ def test_the_demo_learns_and_reports(tmp_path: Path, images: Path, broker: str) 
     ]
 
     assert status == 0, (tmp_path / "output").read_text()
+    assert report["accuracy"] == evaluations[-1]["accuracy"] >= 0.9
     assert report["broker"] == broker
     assert report["agents"] == 4
     assert report["updates_refused"] == {}

@@ -1,5 +1,6 @@
 """`fedmq demo`."""
 
+import logging
 import sys
 
 from rich.console import Console
@@ -16,6 +17,8 @@ def demo(settings: DemoSettings) -> None:
 
     Ends with status 0 when the target accuracy is reached.
     """
+    if logging.getLogger().level == logging.INFO:
+        logging.getLogger().setLevel(logging.WARNING)  # each role has a log of its own in the run's folder
     report = run_demo(settings, Console())
     if report.seconds_to_target is None:
         sys.exit(1)
