@@ -20,7 +20,7 @@ from fedmq.aggregator.store import ChunkChanges
 from fedmq import wire
 
 #: Between the steps that are in the wrong order, or belong together: a slow disk, and room for a SIGKILL.
-_SLOW_SECONDS: Final = 0.1
+_SLOW_SECONDS: Final = 0.3
 
 
 class _EarlyAck(Service):
