@@ -157,10 +157,8 @@ def test_a_long_life_with_many_faults_loses_and_doubles_nothing(seed: int) -> No
                 world.restart(codec=chance.choice(CODECS))
 
     folded = [record for record in world.journal.values() if record.refusal is None]
-    refused = [record for record in world.journal.values() if record.refusal is not None]
 
     assert len(folded) > 50  # else the faults left nothing to lose
-    assert refused
     assert world.recoveries > 20
 
 
