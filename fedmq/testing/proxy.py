@@ -28,6 +28,10 @@ class _Link:
         self._lock = threading.Lock()
         self._open_ends = 2
 
+    def is_whole(self) -> bool:
+        """Whether nobody has broken it yet; another thread may do so at any time."""
+        return not self.is_broken
+
     def cut(self) -> None:
         """Reset both ends."""
         self.is_broken = True
@@ -186,10 +190,10 @@ class Proxy:
     def _pump(self, link: _Link, up: bool) -> None:
         source, sink = (link.client, link.server) if up else (link.server, link.client)
         with suppress(OSError):
-            while not link.is_broken and (data := source.recv(_BLOCK)):
+            while link.is_whole() and (data := source.recv(_BLOCK)):
                 while data:
                     self._flowing.wait()
-                    if link.is_broken:
+                    if not link.is_whole():
                         break
                     data = self._forward(data, sink, up)
         if link.end(sink):
