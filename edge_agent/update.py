@@ -101,7 +101,7 @@ def settle(outbox: Outbox, receipt: Receipt, layout: ParamLayout) -> Iterator[tu
     if newest >= outbox.next_seq:
         log.error(
             "the aggregator knows update %d, this outbox has made none behind %d: was it restored from a copy? It "
-            "goes on with number %d; what the lost updates left in the residual is lost, too",
+            "goes on with number %d; what its residual holds may have been sent before",
             newest,
             outbox.next_seq - 1,
             newest + 1,
