@@ -23,24 +23,21 @@ class _Link:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
-        self.is_broken = False
+        self.broken = threading.Event()
         self._kept: socket.socket | None = None  # the end that is to hear nothing of the break
         self._lock = threading.Lock()
         self._open_ends = 2
 
-    def is_whole(self) -> bool:
-        """Whether nobody has broken it yet; another thread may do so at any time."""
-        return not self.is_broken
-
     def cut(self) -> None:
         """Reset both ends."""
-        self.is_broken = True
+        self.broken.set()
         for sock in (self.client, self.server):
             _reset(sock)
 
     def abandon(self, kept: socket.socket) -> None:
         """Reset one end; the other one stays open, and nobody reads it or writes to it any more."""
-        self.is_broken, self._kept = True, kept
+        self._kept = kept
+        self.broken.set()
         _reset(self.server if kept is self.client else self.client)
         # Wakes its pump. Towards the peer, SHUT_RD says nothing.
         with suppress(OSError):
@@ -51,7 +48,7 @@ class _Link:
 
         The last one to end closes what is not kept.
         """
-        if not self.is_broken:  # a reset must not come after a goodbye
+        if not self.broken.is_set():  # a reset must not come after a goodbye
             with suppress(OSError):
                 sink.shutdown(socket.SHUT_WR)
         with self._lock:
@@ -190,10 +187,10 @@ class Proxy:
     def _pump(self, link: _Link, up: bool) -> None:
         source, sink = (link.client, link.server) if up else (link.server, link.client)
         with suppress(OSError):
-            while link.is_whole() and (data := source.recv(_BLOCK)):
+            while not link.broken.is_set() and (data := source.recv(_BLOCK)):
                 while data:
                     self._flowing.wait()
-                    if not link.is_whole():
+                    if link.broken.is_set():
                         break
                     data = self._forward(data, sink, up)
         if link.end(sink):
