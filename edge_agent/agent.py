@@ -37,6 +37,7 @@ from fedmq.types import ClientId, GlobalModel, Presence, PresenceState, Receipt
 from . import session
 from .download import Download
 from .frames import FrameCache
+from .links import Links
 from .outbox import Outbox
 from .session import EdgeSession, State
 from .settings import AgentSettings
@@ -104,6 +105,7 @@ class Agent:
         self._unsaved: tuple[TrainResult, GlobalModel] | None = None
         self._receipt: Receipt | None = None
         self._retry_at = math.inf
+        self._links = Links()
         self._stopping = False
 
     def stop(self) -> None:
@@ -141,6 +143,10 @@ class Agent:
                 log.warning("no connection to the broker: %s", reason)
                 if taken_over:
                     log.error("another agent uses the client id %s: give each device its own", self._client)
+                elif self._links.broken(self._clock()):
+                    log.error(
+                        "connections break soon: perhaps another agent uses the client id %s", self._client
+                    )
                 if self._download is not None:
                     self._download.reset()
                 self._do(session.Unlinked())
@@ -170,6 +176,7 @@ class Agent:
 
     def _greet(self) -> None:
         log.info("connected to the broker")
+        self._links.made(self._clock())
         topics = self._topics
         for topic in (topics.plan, topics.receipt(self._client), topics.aggregator(self._settings.shard)):
             self.transport.subscribe(topic)

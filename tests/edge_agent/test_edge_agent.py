@@ -510,6 +510,20 @@ def test_a_second_agent_of_the_same_name_is_told_of(
     federation.until(lambda: "another agent uses the client id device: give each" in caplog.text)
 
 
+def test_connections_that_break_again_and_again_hint_at_a_second_agent(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mosquitto does not say that another client took the id."""
+    federation.serve()
+    agent = federation.join(Stub())
+    for count in (1, 2, 3):
+        federation.until(lambda: agent._links._made_at is not None)
+        federation.broker.disconnect("default-client-device")
+        federation.until(lambda count=count: agent._links.short == count)
+
+        assert ("perhaps another agent uses the client id device" in caplog.text) == (count == 3)
+
+
 # Plans that this device cannot satisfy.
 
 
