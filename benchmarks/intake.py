@@ -163,8 +163,12 @@ def measure(kind: str, folder: Path, port: int, count: int, seed: int) -> tuple[
 
 
 def recovery_seconds(folder: Path, count: int) -> tuple[float, float]:
-    """Seconds until an aggregator is ready over a store of `count` journalled updates, and the store's megabytes."""
+    """Seconds until an aggregator is ready over a store of `count` journalled updates, and the store's megabytes.
+
+    The worst case: the process dies when the next snapshot would just have been due.
+    """
     settings = _settings(folder, 1, "recovery")
+    count += settings.store.snapshot_records - count % settings.store.snapshot_records - _BATCH
     store = Store(settings.store.path)
     engine = recover(settings, store)
     batch: list[Arrival] = []

@@ -64,7 +64,7 @@ def encode(layout: ParamLayout, pipeline: Pipeline, vector: ParamVector) -> byte
     Raises:
         CodecError: the vector is not finite.
     """
-    payload = pipeline.encode(vector[: layout.trainable_size])
+    payload = pipeline.encode(vector[: layout.trainable_size], layout.geometry)
     return payload + vector[layout.trainable_size :].astype(_FLOAT).tobytes()
 
 
@@ -79,12 +79,12 @@ def decode(layout: ParamLayout, pipeline: Pipeline, payload: bytes) -> DecodedVe
         raise WireError("payload", f"{len(payload)} bytes cannot hold {layout.buffer_size} buffer scalars")
     body = memoryview(payload)[: len(payload) - tail]
     buffers = np.frombuffer(payload, _FLOAT, layout.buffer_size, len(payload) - tail).astype(np.float32)
-    return DecodedVector(trainable=pipeline.decode(body, layout.trainable_size), buffers=buffers)
+    return DecodedVector(trainable=pipeline.decode(body, layout.geometry), buffers=buffers)
 
 
 def max_payload_bytes(layout: ParamLayout, pipeline: Pipeline) -> int:
     """No valid payload is longer."""
-    return pipeline.max_payload_bytes(layout.trainable_size) + layout.buffer_size * _FLOAT.itemsize
+    return pipeline.max_payload_bytes(layout.geometry) + layout.buffer_size * _FLOAT.itemsize
 
 
 def digest(vector: ParamVector) -> bytes:

@@ -19,6 +19,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from .codecs.geometry import Geometry
 from .errors import LayoutError
 
 #: Numeric kinds that survive a trip through float32 well enough to be trained and averaged.
@@ -115,6 +116,11 @@ class ParamLayout:
             places[segment.name] = slice(start, start + segment.size)
             start += segment.size
         return places
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """What codecs may know of the vector's trainable head: the sizes of its matrices."""
+        return Geometry.of(segment.shape for segment in self._of(SegmentKind.TRAINABLE))
 
     @cached_property
     def fingerprint(self) -> bytes:

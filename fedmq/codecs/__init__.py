@@ -7,13 +7,27 @@ A codec is a value with an id; a `Pipeline` of them is one line of text:
 >>> pipeline.decode(pipeline.encode(np.array([1, -3, 0, 2], np.float32)), 4).to_dense()
 array([ 0. , -2.5,  0. ,  2.5], dtype=float32)
 
-Codecs know one flat float32 vector and its length: no tensors, no messages, no error feedback. `base` says
-what a codec is and how to write one, `pipeline` what the bytes are, `registry` which codecs there are.
+Codecs know one flat float32 vector and its `Geometry`, which stretch of it is which matrix: no names, no messages,
+no error feedback. `base` says what a codec is and how to write one, `pipeline` what the bytes are, `text` how a
+line is read, `registry` which codecs there are.
 """
 
-from fedmq.codecs.base import Codec, CodecConfig, PositionCoder, Quantizer, Sparsifier, Symbols
-from fedmq.codecs.pipeline import MAX_TEXT, Pipeline, parse_pipeline, pipeline_from_wire
+from fedmq.codecs.base import (
+    Codec,
+    CodecConfig,
+    Codes,
+    EntropyCoder,
+    PositionCoder,
+    Quantizer,
+    SeededSparsifier,
+    Sparsifier,
+    Symbols,
+    Transform,
+)
+from fedmq.codecs.geometry import Geometry
+from fedmq.codecs.pipeline import MAX_TEXT, Pipeline
 from fedmq.codecs.registry import BUILT_IN, ENTRY_POINT_GROUP, codec_from_config, find_codec
+from fedmq.codecs.text import parse_pipeline, pipeline_from_wire
 from fedmq.codecs.vector import MAX_LENGTH, FloatVector, IndexVector, SparseVector
 
 __all__ = [
@@ -23,14 +37,19 @@ __all__ = [
     "MAX_TEXT",
     "Codec",
     "CodecConfig",
+    "Codes",
+    "EntropyCoder",
     "FloatVector",
+    "Geometry",
     "IndexVector",
     "Pipeline",
     "PositionCoder",
     "Quantizer",
+    "SeededSparsifier",
     "SparseVector",
     "Sparsifier",
     "Symbols",
+    "Transform",
     "codec_from_config",
     "find_codec",
     "parse_pipeline",

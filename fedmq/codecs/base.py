@@ -6,10 +6,14 @@ pipeline is made of. What must not: any particular codec, and any table of them.
 A codec is a value: frozen, equal by its arguments, with a `repr` that evaluates back. It holds no state from
 one message to the next; error feedback belongs to the agent. The kinds:
 
-* a `Sparsifier` (vector → positions) chooses which coordinates to send;
-* a `Quantizer` (values → symbols) turns the chosen values into integers of a fixed width and a few float32
-  parameters, its `Symbols`;
-* a `PositionCoder` (positions → bytes) writes down where they belong.
+* a `Transform` (vector → shorter vector) looks at it from another side, such as the factors of its matrices;
+* a `Sparsifier` (vector → positions) chooses which coordinates to send; a `SeededSparsifier` without looking;
+* a `Quantizer` (values → symbols) turns the chosen values into small integers and a few float32 parameters, its
+  `Symbols`;
+* a `PositionCoder` (positions → bytes) writes down where they belong;
+* an `EntropyCoder` (symbols → bytes) writes the integers down; without one they have a fixed width.
+
+Each is told the vector's `Geometry`: which stretch of it is which matrix.
 
 To write a codec: subclass a kind as a frozen, slotted, keyword-only dataclass, give it an `id`, take only
 `int` and `float` arguments, refuse bad ones in `__post_init__` with `CodecError`, and offer the class as an
@@ -30,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.bits import Reader, from_planes, pack_bits, to_planes
+from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.vector import FloatVector, IndexVector
 from fedmq.errors import CodecError
 
@@ -109,18 +114,60 @@ class Codec(ABC):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transform(Codec):
+    """Vector → another vector, of which the first can be had again, not exactly."""
+
+    kind: ClassVar[str] = "transform"
+
+    @abstractmethod
+    def size(self, geometry: Geometry) -> int:
+        """Return the length of what `forward` returns."""
+
+    @abstractmethod
+    def forward(self, vector: FloatVector, geometry: Geometry) -> FloatVector:
+        """Transform a finite vector; finite, float32, shape (size(geometry),)."""
+
+    @abstractmethod
+    def inverse(self, transformed: FloatVector, geometry: Geometry) -> FloatVector:
+        """Return the vector that belongs to finite transformed values: float32, shape (geometry.length,).
+
+        Raises:
+            ValueError: a value of the result would not be finite.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sparsifier(Codec):
     """Vector → positions: chooses the coordinates that are sent. The others are sent as zero."""
 
     kind: ClassVar[str] = "sparsifier"
 
     @abstractmethod
-    def select(self, vector: FloatVector) -> IndexVector:
+    def select(self, vector: FloatVector, geometry: Geometry) -> IndexVector:
         """Choose coordinates of a finite vector: int32, strictly increasing, at most `max_count` of them."""
 
     @abstractmethod
-    def max_count(self, length: int) -> int:
-        """Return the most coordinates chosen from `length`; a payload with more is refused."""
+    def max_count(self, geometry: Geometry) -> int:
+        """Return the most coordinates chosen of such a vector; a payload with more is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeededSparsifier(Codec):
+    """Seed → positions: both ends draw the same coordinates from a number, so no position is sent."""
+
+    kind: ClassVar[str] = "seeded sparsifier"
+
+    @abstractmethod
+    def seed(self, vector: FloatVector) -> int:
+        """Choose the seed for a vector, below 2 ** 32, sent with the values; equal vectors, equal seeds."""
+
+    @abstractmethod
+    def positions(self, seed: int, geometry: Geometry) -> IndexVector:
+        """Draw coordinates: int32, strictly increasing, as many for every seed."""
+
+    @abstractmethod
+    def count(self, geometry: Geometry) -> int:
+        """Return how many coordinates are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -129,77 +176,79 @@ class Symbols:
 
     Attributes:
         parameters: what the codes are relative to, such as scales; float32, sent as they are.
-        codes: one unsigned integer per value, below 2 ** bits of the quantiser.
+        codes: unsigned integers, below 2 ** bits of the quantiser.
+        seed: of what the quantiser drew at random, below 2 ** 32; sent when the quantiser is `seeded`.
     """
 
     parameters: FloatVector
     codes: Codes
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantizer(Codec):
-    """Values → symbols: turns k float32 into k integers of a fixed width and some parameters.
+    """Values → symbols: turns k float32 into integers of a bounded width and some parameters.
 
-    On the wire: the parameters as little-endian float32, then the codes, little-endian when `bits` is 8, 16
-    or 32, else as bit planes.
+    On the wire: the seed, if it is `seeded`, as 4 bytes, little-endian; the parameters as little-endian float32;
+    then the codes, as the entropy coder has it. Without one they are little-endian integers when `bits` is 8, 16
+    or 32, else bit planes.
 
     Attributes:
-        bits: width of a code: 1 to 8, 16 or 32.
+        kind: likewise.
+        bits: width of a code: 1 to 8, 16 or 32. What depends on arguments is a property.
         codes_zero: zero is among the decoded values, so it may quantise a dense vector.
+        seeded: whether a seed goes with the symbols.
+        is_placed: code i stands for value i, so an entropy coder may use where that value belongs.
     """
 
     kind: ClassVar[str] = "quantiser"
-    bits: ClassVar[int]
     codes_zero: ClassVar[bool] = True
+    seeded: ClassVar[bool] = False
+    is_placed: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Width of a code."""
 
     @abstractmethod
     def parameter_count(self, count: int) -> int:
         """Return how many parameters go with `count` values; none go with none."""
+
+    def code_count(self, count: int) -> int:
+        """Return how many codes go with `count` values."""
+        return count
 
     @abstractmethod
     def quantize(self, values: FloatVector) -> Symbols:
         """Quantise finite values, shape (k,)."""
 
     @abstractmethod
-    def dequantize(self, symbols: Symbols) -> FloatVector:
-        """Return the values that the symbols stand for: float32, shape (k,), all finite.
+    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
+        """Return the `count` values that the symbols stand for: float32, shape (count,), all finite.
 
         Raises:
             ValueError: no encoder makes these symbols; the message says what is wrong with them.
         """
 
-    def encoded_bytes(self, count: int) -> int:
-        """Return the exact size of `count` encoded values."""
-        return 4 * self.parameter_count(count) + (count * self.bits + 7) // 8
+    def header_bytes(self, count: int) -> int:
+        """Return the exact size of seed and parameters of `count` values."""
+        return 4 * self.parameter_count(count) + (4 if self.seeded and count else 0)
 
-    def encode(self, values: FloatVector) -> bytes:
-        """Quantise finite values and write the symbols down, in `encoded_bytes(k)` bytes."""
-        symbols = self.quantize(values)
-        parameters = symbols.parameters.astype("<f4", copy=False).tobytes()
-        if self.bits >= 8:
-            return parameters + symbols.codes.astype(f"<u{self.bits // 8}", copy=False).tobytes()
-        return parameters + pack_bits(to_planes(symbols.codes.astype(np.uint8, copy=False), self.bits))
+    def pack_header(self, symbols: Symbols) -> bytes:
+        """Write seed and parameters down."""
+        seed = symbols.seed.to_bytes(4, "little") if self.seeded and symbols.codes.shape[0] else b""
+        return seed + symbols.parameters.astype("<f4", copy=False).tobytes()
 
-    def decode(self, reader: Reader, count: int) -> FloatVector:
-        """Read `count` values back, as float32 of shape (count,).
+    def read_header(self, reader: Reader, count: int) -> tuple[int, FloatVector]:
+        """Read seed and parameters back.
 
         Raises:
-            WireError: bytes that `encode` does not write.
+            WireError: they are cut off.
         """
-        size = 4 * self.parameter_count(count)
-        parameters = np.frombuffer(reader.take(size, f"{self.id} parameters"), "<f4").astype(np.float32)
-        codes: Codes
-        if self.bits >= 8:
-            size = count * self.bits // 8
-            raw = np.frombuffer(reader.take(size, f"{self.id} values"), f"<u{self.bits // 8}")
-            codes = raw.astype(raw.dtype.newbyteorder("="))
-        else:
-            planes = reader.bits(count * self.bits, f"{self.id} values")
-            codes = from_planes(planes, count, self.bits).astype(np.uint8)
-        try:
-            return self.dequantize(Symbols(parameters=parameters, codes=codes))
-        except ValueError as error:
-            raise reader.fail(f"{self.id}: {error}") from error
+        seed = int.from_bytes(reader.take(4, f"{self.id} seed"), "little") if self.seeded and count else 0
+        raw = reader.take(4 * self.parameter_count(count), f"{self.id} parameters")
+        return seed, np.frombuffer(raw, "<f4").astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,22 +258,79 @@ class PositionCoder(Codec):
     kind: ClassVar[str] = "position coder"
 
     @abstractmethod
-    def encode(self, indices: IndexVector, length: int) -> bytes:
-        """Encode at least one position, strictly increasing, in [0, length)."""
+    def encode(self, indices: IndexVector, geometry: Geometry) -> bytes:
+        """Encode at least one position, strictly increasing, in [0, geometry.length)."""
 
     @abstractmethod
-    def decode(self, reader: Reader, count: int, length: int) -> IndexVector:
+    def decode(self, reader: Reader, count: int, geometry: Geometry) -> IndexVector:
         """Read `count` positions back; the pipeline checks that they increase and are in range.
 
         Args:
             reader: where they begin; it is left behind their last byte.
-            count: how many; from 1 to `length`, but not yet known to be carried by the bytes that are left.
-            length: coordinates of the whole vector.
+            count: how many; from 1 to the length, but not yet known to be carried by the bytes that are left.
+            geometry: of the whole vector.
 
         Raises:
             WireError: bytes that `encode` does not write.
         """
 
     @abstractmethod
-    def max_bytes(self, count: int, length: int) -> int:
-        """Return the most bytes that up to `count` positions in `length` are encoded in."""
+    def max_bytes(self, count: int, geometry: Geometry) -> int:
+        """Return the most bytes that up to `count` positions in such a vector are encoded in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyCoder(Codec):
+    """Symbols → bytes: writes down codes that are not all equally likely."""
+
+    kind: ClassVar[str] = "entropy coder"
+
+    @abstractmethod
+    def encode(self, codes: Codes, bits: int, indices: IndexVector | None, geometry: Geometry) -> bytes:
+        """Encode codes below 2 ** bits.
+
+        Args:
+            codes: shape (k,), k ≥ 1.
+            bits: of the quantiser.
+            indices: the coordinate that each belongs to; None when code i belongs to coordinate i.
+            geometry: of the whole vector.
+        """
+
+    @abstractmethod
+    def decode(
+        self, reader: Reader, count: int, bits: int, indices: IndexVector | None, geometry: Geometry
+    ) -> Codes:
+        """Read `count` ≥ 1 codes back; the reader is left behind their last byte.
+
+        Raises:
+            WireError: bytes that `encode` does not write.
+        """
+
+    @abstractmethod
+    def max_bytes(self, count: int, bits: int, geometry: Geometry) -> int:
+        """Return the most bytes that up to `count` codes are encoded in."""
+
+
+def fixed_width_bytes(count: int, bits: int) -> int:
+    """Return the exact size of `count` codes without an entropy coder."""
+    return (count * bits + 7) // 8
+
+
+def pack_codes(codes: Codes, bits: int) -> bytes:
+    """Write codes down without an entropy coder, in `fixed_width_bytes(k, bits)` bytes."""
+    if bits >= 8:
+        return codes.astype(f"<u{bits // 8}", copy=False).tobytes()
+    return pack_bits(to_planes(codes.astype(np.uint8, copy=False), bits))
+
+
+def read_codes(reader: Reader, count: int, bits: int, what: str) -> Codes:
+    """Read `count` codes back.
+
+    Raises:
+        WireError: cut off, or padding that is not zero.
+    """
+    if bits >= 8:
+        raw = np.frombuffer(reader.take(fixed_width_bytes(count, bits), what), f"<u{bits // 8}")
+        codes: Codes = raw.astype(raw.dtype.newbyteorder("="))
+        return codes
+    return from_planes(reader.bits(count * bits, what), count, bits).astype(np.uint8)

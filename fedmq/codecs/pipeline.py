@@ -1,13 +1,19 @@
 """`Pipeline`: codecs in an order that makes sense, written as one line of text.
 
     topk(0.01) | ternary | rice        sparsifier | quantiser | position coder
+    randomk(0.05) | float16            seeded sparsifier | quantiser
     int8                               quantiser alone: a dense vector
 
-What lives here: the text, its type check, and the bytes of a whole vector. What must not: any particular
-codec. The bytes carry no names: both sides know the pipeline from the plan, and a payload is decoded with it.
+An entropy coder may stand behind each; a transform in front of a quantiser alone.
 
-    dense payload  = values                          exactly `length` of them
+What lives here: the order that codecs may have, and the bytes of a whole vector. What must not: any particular
+codec, and the reading of a line (`text`). The bytes carry no names: both sides know the pipeline from the plan, and
+a payload is decoded with it.
+
+    dense payload  = values                          as many as there are coordinates, or transformed ones
     sparse payload = count (varint), positions, values; nothing but the count when it is 0
+    seeded payload = seed (4 bytes, little-endian), values
+    values         = the quantiser's seed and parameters, then its codes
 
 A new shape of pipeline is a row of `_SHAPES` and a field.
 
@@ -18,31 +24,44 @@ residual is x - decoded rounded once: exact when decoded lies within [x / 2, 2 x
 off by at most 2**-24 |x - decoded|, which no float32 residual can avoid. It is always finite.
 """
 
-import functools
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from fedmq.codecs.base import Codec, PositionCoder, Quantizer, Sparsifier
+from fedmq.codecs.base import (
+    Codec,
+    EntropyCoder,
+    PositionCoder,
+    Quantizer,
+    SeededSparsifier,
+    Sparsifier,
+    Symbols,
+    Transform,
+    fixed_width_bytes,
+    pack_codes,
+    read_codes,
+)
 from fedmq.codecs.bits import Reader, encode_varint
-from fedmq.codecs.registry import BUILT_IN, find_codec
-from fedmq.codecs.vector import MAX_LENGTH, FloatVector, IndexVector, SparseVector
-from fedmq.errors import CodecError, WireError
+from fedmq.codecs.geometry import Geometry
+from fedmq.codecs.registry import BUILT_IN
+from fedmq.codecs.vector import FloatVector, IndexVector, SparseVector
+from fedmq.errors import CodecError
 
 MAX_TEXT: Final = 256
 """The longest pipeline text in characters."""
 
 _SHAPES: Final[tuple[tuple[type[Codec], ...], ...]] = (
     (Quantizer,),
+    (Quantizer, EntropyCoder),
+    (Transform, Quantizer),
+    (Transform, Quantizer, EntropyCoder),
     (Sparsifier, Quantizer, PositionCoder),
+    (Sparsifier, Quantizer, PositionCoder, EntropyCoder),
+    (SeededSparsifier, Quantizer),
+    (SeededSparsifier, Quantizer, EntropyCoder),
 )
-
-_STAGE: Final = re.compile(r"([a-z][a-z0-9_]*)(?:\(([^()]*)\))?")
-_WHOLE: Final = re.compile(r"[+-]?[0-9]+")
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,22 +69,24 @@ class Pipeline:
     """How a vector becomes bytes and bytes become a vector. `str()` gives its line of text.
 
     Attributes:
+        transform: stands before the quantiser of a dense vector, or is None.
         sparsifier: chooses coordinates; None sends all of them.
         quantizer: writes their values.
-        positions: writes where they belong; None exactly when the sparsifier is.
+        positions: writes where they belong; None when the sparsifier is, or needs nothing written.
+        entropy: writes the quantiser's codes; None gives each its full width.
 
     Raises:
-        CodecError: only one of sparsifier and positions is given, the quantiser cannot stand alone, or the
-            text would be too long.
+        CodecError: the codecs do not fit together, the quantiser cannot stand alone, or the text would be too long.
     """
 
-    sparsifier: Sparsifier | None = None
+    transform: Transform | None = None
+    sparsifier: Sparsifier | SeededSparsifier | None = None
     quantizer: Quantizer
     positions: PositionCoder | None = None
+    entropy: EntropyCoder | None = None
 
     def __post_init__(self) -> None:
-        if (self.sparsifier is None) != (self.positions is None):
-            raise CodecError("a pipeline has both a sparsifier and a position coder, or neither")
+        check_order(self.stages)
         if self.sparsifier is None and not self.quantizer.codes_zero:
             raise CodecError(
                 f"{self.quantizer} has no code for zero, so it cannot quantise a whole vector: put "
@@ -81,24 +102,30 @@ class Pipeline:
     @property
     def stages(self) -> tuple[Codec, ...]:
         """The codecs in the order of the text."""
-        stages = (self.sparsifier, self.quantizer, self.positions)
+        stages = (self.transform, self.sparsifier, self.quantizer, self.positions, self.entropy)
         return tuple(stage for stage in stages if stage is not None)
 
-    def encode(self, vector: FloatVector) -> bytes:
+    def encode(self, vector: FloatVector, geometry: Geometry | None = None) -> bytes:
         """Encode a vector.
 
         Args:
             vector: float32, shape (length,), finite.
+            geometry: of what it consists; None when nothing is known.
 
         Returns:
-            At most `max_payload_bytes(length)` bytes.
+            At most `max_payload_bytes(geometry)` bytes.
 
         Raises:
             CodecError: another dtype or shape, or a value that is not finite.
         """
         if vector.dtype != np.float32 or vector.ndim != 1:
             raise CodecError(f"a codec takes float32 in one dimension, not {vector.dtype}{vector.shape}")
-        _check_length(vector.shape[0])
+        if geometry is None:
+            geometry = Geometry.flat(vector.shape[0])
+        if vector.shape[0] != geometry.length:
+            raise CodecError(
+                f"a vector of {vector.shape[0]} coordinates does not fit a geometry of {geometry.length}"
+            )
         finite = np.isfinite(vector)
         if not finite.all():
             first = int(np.argmin(finite))
@@ -106,131 +133,149 @@ class Pipeline:
                 f"cannot encode {vector[first]} at coordinate {first} ({np.count_nonzero(~finite)} of "
                 f"{vector.shape[0]} are not finite): check the training, the learning rate first"
             )
-        if self.sparsifier is None or self.positions is None:
-            return self.quantizer.encode(np.ascontiguousarray(vector))
-        indices = self.sparsifier.select(vector)
+        if self.transform is not None:
+            values = self.transform.forward(np.ascontiguousarray(vector), geometry)
+            return self._encode_values(values, None, Geometry.flat(values.shape[0]))
+        match self.sparsifier:
+            case None:
+                return self._encode_values(np.ascontiguousarray(vector), None, geometry)
+            case SeededSparsifier():
+                seed = self.sparsifier.seed(vector)
+                indices = self.sparsifier.positions(seed, geometry)
+                return seed.to_bytes(4, "little") + self._encode_values(vector[indices], indices, geometry)
+            case Sparsifier():
+                indices = self.sparsifier.select(vector, geometry)
         count = encode_varint(indices.shape[0])
-        if not indices.shape[0]:
+        if not indices.shape[0] or self.positions is None:
             return count
-        return (
-            count + self.positions.encode(indices, vector.shape[0]) + self.quantizer.encode(vector[indices])
-        )
+        positions = self.positions.encode(indices, geometry)
+        return count + positions + self._encode_values(vector[indices], indices, geometry)
 
-    def decode(self, payload: bytes | memoryview, length: int) -> SparseVector:
+    def decode(self, payload: bytes | memoryview, geometry: Geometry | int) -> SparseVector:
         """Decode what a peer claims to have encoded.
 
-        Allocates at most 64 bytes per coordinate of `length`, whatever the payload announces, and less than
-        that unless the payload is crafted. The result shares no memory with the payload.
+        Allocates at most 64 bytes per coordinate, whatever the payload announces, and less than that unless the
+        payload is crafted. The result shares no memory with the payload.
 
         Args:
             payload: untrusted bytes.
-            length: coordinates of the vector, from our own layout.
+            geometry: of the vector, from our own layout; or only its length, when it was encoded without one.
 
         Returns:
             A vector with finite values and strictly increasing indices in range.
 
         Raises:
-            WireError: the payload is not one that this pipeline writes for this length. Nothing else is
+            WireError: the payload is not one that this pipeline writes for this geometry. Nothing else is
                 raised for any payload.
-            CodecError: `length` is not possible.
+            CodecError: the length is not possible.
         """
-        _check_length(length)
+        if isinstance(geometry, int):
+            geometry = Geometry.flat(geometry)
+        length = geometry.length
         reader = Reader(payload, "codec payload")
-        if reader.remaining > (most := self.max_payload_bytes(length)):
+        if reader.remaining > (most := self.max_payload_bytes(geometry)):
             raise reader.fail(f"{reader.remaining} bytes where {most} are the most for {length} coordinates")
-        indices = self._decode_positions(reader, length)
-        values = self.quantizer.decode(reader, length if indices is None else indices.shape[0])
+        if self.transform is not None:
+            values = self._decode_transformed(self.transform, reader, geometry)
+            return SparseVector(length=length, indices=None, values=values)
+        indices = self._decode_positions(reader, geometry)
+        count = length if indices is None else indices.shape[0]
+        values = self._decode_values(reader, count, indices, geometry)
         reader.finish()
         return SparseVector(length=length, indices=indices, values=values)
 
-    def _decode_positions(self, reader: Reader, length: int) -> IndexVector | None:
-        if self.sparsifier is None or self.positions is None:
-            return None
-        count = reader.varint("count")
-        if count > (most := self.sparsifier.max_count(length)):
-            raise reader.fail(f"{count} coordinates where {most} are the most for {length}")
-        if count == 0:
-            return np.zeros(0, np.int32)
-        indices = self.positions.decode(reader, count, length)
-        if indices[0] < 0 or indices[-1] >= length or not (indices[1:] > indices[:-1]).all():
-            raise reader.fail(f"positions do not increase strictly within {length} coordinates")
-        return indices
-
-    def max_payload_bytes(self, length: int) -> int:
-        """Return the largest payload for a vector of `length` coordinates, for admission and memory bounds.
+    def max_payload_bytes(self, geometry: Geometry | int) -> int:
+        """Return the largest payload for a vector of such a geometry, for admission and memory bounds.
 
         Raises:
-            CodecError: `length` is not possible.
+            CodecError: the length is not possible.
         """
-        _check_length(length)
-        if self.sparsifier is None or self.positions is None:
-            return self.quantizer.encoded_bytes(length)
-        count = self.sparsifier.max_count(length)
-        positions = self.positions.max_bytes(count, length)
-        return len(encode_varint(count)) + positions + self.quantizer.encoded_bytes(count)
-
-
-@functools.lru_cache(maxsize=64)
-def parse_pipeline(text: str) -> Pipeline:
-    """Parse a pipeline's line of text; blanks around `|` and within parentheses do not matter.
-
-    Raises:
-        CodecError: too long, a codec that is not installed, an argument that is not allowed, or an order
-            that makes no sense; the message names the piece and says what would be accepted.
-    """
-    if len(text) > MAX_TEXT:
-        raise CodecError(f"a pipeline's text has at most {MAX_TEXT} characters, not {len(text)}")
-    stages = [_parse_stage(piece.strip(" ")) for piece in text.split("|")]
-    _check_order(stages)
-    sparsifier, quantizer, positions = None, None, None
-    for stage in stages:
-        match stage:
+        if isinstance(geometry, int):
+            geometry = Geometry.flat(geometry)
+        if self.transform is not None:
+            size = self.transform.size(geometry)
+            return self._max_value_bytes(size, Geometry.flat(size))
+        match self.sparsifier:
+            case None:
+                return self._max_value_bytes(geometry.length, geometry)
+            case SeededSparsifier():
+                return 4 + self._max_value_bytes(self.sparsifier.count(geometry), geometry)
             case Sparsifier():
-                sparsifier = stage
-            case Quantizer():
-                quantizer = stage
-            case PositionCoder():
-                positions = stage
-    assert quantizer is not None  # every shape has one
-    return Pipeline(sparsifier=sparsifier, quantizer=quantizer, positions=positions)
+                count = self.sparsifier.max_count(geometry)
+        positions = self.positions.max_bytes(count, geometry) if self.positions is not None else 0
+        return len(encode_varint(count)) + positions + self._max_value_bytes(count, geometry)
+
+    def _encode_values(self, values: FloatVector, indices: IndexVector | None, geometry: Geometry) -> bytes:
+        symbols = self.quantizer.quantize(values)
+        header = self.quantizer.pack_header(symbols)
+        if self.entropy is None or not symbols.codes.shape[0]:
+            return header + pack_codes(symbols.codes, self.quantizer.bits)
+        if not self.quantizer.is_placed:
+            indices, geometry = None, Geometry.flat(symbols.codes.shape[0])
+        return header + self.entropy.encode(symbols.codes, self.quantizer.bits, indices, geometry)
+
+    def _decode_values(
+        self, reader: Reader, count: int, indices: IndexVector | None, geometry: Geometry
+    ) -> FloatVector:
+        quantizer, bits = self.quantizer, self.quantizer.bits
+        seed, parameters = quantizer.read_header(reader, count)
+        codes_count = quantizer.code_count(count)
+        if self.entropy is None or not codes_count:
+            codes = read_codes(reader, codes_count, bits, f"{quantizer.id} values")
+        else:
+            if not quantizer.is_placed:
+                indices, geometry = None, Geometry.flat(codes_count)
+            codes = self.entropy.decode(reader, codes_count, bits, indices, geometry)
+        try:
+            return quantizer.dequantize(Symbols(parameters=parameters, codes=codes, seed=seed), count)
+        except ValueError as error:
+            raise reader.fail(f"{quantizer.id}: {error}") from error
+
+    def _decode_transformed(self, transform: Transform, reader: Reader, geometry: Geometry) -> FloatVector:
+        size = transform.size(geometry)
+        values = self._decode_values(reader, size, None, Geometry.flat(size))
+        reader.finish()
+        try:
+            return transform.inverse(values, geometry)
+        except ValueError as error:
+            raise reader.fail(f"{transform.id}: {error}") from error
+
+    def _decode_positions(self, reader: Reader, geometry: Geometry) -> IndexVector | None:
+        match self.sparsifier:
+            case None:
+                return None
+            case SeededSparsifier():
+                seed = int.from_bytes(reader.take(4, f"{self.sparsifier.id} seed"), "little")
+                return self.sparsifier.positions(seed, geometry)
+            case Sparsifier():
+                most = self.sparsifier.max_count(geometry)
+        count = reader.varint("count")
+        if count > most:
+            raise reader.fail(f"{count} coordinates where {most} are the most for {geometry.length}")
+        if count == 0 or self.positions is None:
+            return np.zeros(0, np.int32)
+        indices = self.positions.decode(reader, count, geometry)
+        if indices[0] < 0 or indices[-1] >= geometry.length or not (indices[1:] > indices[:-1]).all():
+            raise reader.fail(f"positions do not increase strictly within {geometry.length} coordinates")
+        return indices
+
+    def _max_value_bytes(self, count: int, geometry: Geometry) -> int:
+        codes, bits = self.quantizer.code_count(count), self.quantizer.bits
+        header = self.quantizer.header_bytes(count)
+        if self.entropy is None or not codes:
+            return header + fixed_width_bytes(codes, bits)
+        if not self.quantizer.is_placed:
+            geometry = Geometry.flat(codes)
+        return header + self.entropy.max_bytes(codes, bits, geometry)
 
 
-def pipeline_from_wire(text: str) -> Pipeline:
-    """Parse a pipeline that a peer named in a message.
+def check_order(stages: Sequence[Codec]) -> None:
+    """Check that codecs stand in an order that makes sense.
 
     Raises:
-        WireError: whatever `parse_pipeline` refuses.
+        CodecError: they do not; the first one out of place is named, with what could stand there.
     """
-    try:
-        return parse_pipeline(text)
-    except CodecError as error:
-        raise WireError("pipeline", str(error)) from error
-
-
-def _parse_stage(piece: str) -> Codec:
-    match = _STAGE.fullmatch(piece)
-    if match is None:
-        raise CodecError(f"{piece!r} is not a codec: write a name, or name(number), with | between codecs")
-    name, inner = match.groups()
-    codec = find_codec(name)
-    names = [field.name for field in fields(codec)]
-    tokens = [token.strip(" ") for token in inner.split(",")] if inner and inner.strip(" ") else []
-    if len(tokens) > len(names):
-        raise CodecError(f"{piece!r} has {len(tokens)} arguments; it is written {codec.usage()}")
-    arguments = {key: _parse_number(token, piece) for key, token in zip(names, tokens, strict=False)}
-    return codec.from_config({"id": name, **arguments})
-
-
-def _parse_number(token: str, piece: str) -> int | float:
-    if _WHOLE.fullmatch(token):
-        return int(token)
-    if _NUMBER.fullmatch(token):
-        return float(token)
-    raise CodecError(f"{token!r} in {piece!r} is not a number")
-
-
-def _check_order(stages: Sequence[Codec]) -> None:
-    """Walk along the shapes that still fit, so that the first stage out of place is the one named."""
+    # Walk along the shapes that still fit.
     fitting = _SHAPES
     for place, stage in enumerate(stages):
         allowed = [shape[place] for shape in fitting if place < len(shape)]
@@ -248,11 +293,6 @@ def _choices(kinds: Sequence[type[Codec]]) -> str:
     if not kinds:
         return "the end"
     return " or ".join(
-        f"a {kind.kind} ({', '.join(c.usage() for c in BUILT_IN.values() if issubclass(c, kind))})"
-        for kind in kinds
+        f"{'an' if kind.kind[0] in 'aeiou' else 'a'} {kind.kind} ({', '.join(c.usage() for c in BUILT_IN.values() if issubclass(c, kind))})"
+        for kind in dict.fromkeys(kinds)
     )
-
-
-def _check_length(length: int) -> None:
-    if not 0 <= length <= MAX_LENGTH:
-        raise CodecError(f"a vector has 0 to {MAX_LENGTH} coordinates, not {length}")

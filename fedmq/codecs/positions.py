@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedmq.codecs.base import PositionCoder
 from fedmq.codecs.bits import Reader, from_planes, pack_bits, to_planes
+from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.vector import IndexVector
 
 
@@ -36,7 +37,7 @@ class Rice(PositionCoder):
 
     id: ClassVar[str] = "rice"
 
-    def encode(self, indices: IndexVector, length: int) -> bytes:
+    def encode(self, indices: IndexVector, geometry: Geometry) -> bytes:
         """Encode gaps with the parameter that is shortest for them."""
         gaps = indices.astype(np.int64)
         gaps[1:] -= gaps[:-1] + 1
@@ -47,13 +48,14 @@ class Rice(PositionCoder):
         unary[ends] = 1
         return bytes([width]) + pack_bits(np.concatenate((to_planes(gaps, width), unary)))
 
-    def decode(self, reader: Reader, count: int, length: int) -> IndexVector:
+    def decode(self, reader: Reader, count: int, geometry: Geometry) -> IndexVector:
         """Read `count` positions back.
 
         Raises:
             WireError: a parameter that no vector of this length needs, cut off, padding that is not zero, or
                 quotients that lead past the vector's end.
         """
+        length = geometry.length
         width = reader.byte("rice parameter")
         if width >= length.bit_length():
             raise reader.fail(f"rice parameter {width} is too large for {length} coordinates")
@@ -74,12 +76,13 @@ class Rice(PositionCoder):
             raise reader.fail(f"position {indices[-1]} is outside of {length} coordinates")
         return indices.astype(np.int32)
 
-    def max_bytes(self, count: int, length: int) -> int:
+    def max_bytes(self, count: int, geometry: Geometry) -> int:
         """Return the bound, which grows with the count.
 
         The gaps of k positions add up to at most length - k, so a parameter b needs at most
         k (b + 1) + ((length - k) >> b) bits, and the encoder takes the best b.
         """
+        length = geometry.length
         widths = range(length.bit_length())
         bits = min((count * (width + 1) + ((length - count) >> width) for width in widths), default=0)
         return 1 + (bits + 7) // 8
@@ -111,26 +114,26 @@ class Bitmap(PositionCoder):
 
     id: ClassVar[str] = "bitmap"
 
-    def encode(self, indices: IndexVector, length: int) -> bytes:
+    def encode(self, indices: IndexVector, geometry: Geometry) -> bytes:
         """Encode `length` bits."""
-        kept = np.zeros(length, np.uint8)
+        kept = np.zeros(geometry.length, np.uint8)
         kept[indices] = 1
         return pack_bits(kept)
 
-    def decode(self, reader: Reader, count: int, length: int) -> IndexVector:
+    def decode(self, reader: Reader, count: int, geometry: Geometry) -> IndexVector:
         """Read `length` bits, of which `count` are set.
 
         Raises:
             WireError: cut off, padding that is not zero, or another number of set bits.
         """
-        indices = np.flatnonzero(reader.bits(length, "bitmap"))
+        indices = np.flatnonzero(reader.bits(geometry.length, "bitmap"))
         if indices.shape[0] != count:
             raise reader.fail(f"the bitmap has {indices.shape[0]} positions, {count} were announced")
         return indices.astype(np.int32)
 
-    def max_bytes(self, count: int, length: int) -> int:
+    def max_bytes(self, count: int, geometry: Geometry) -> int:
         """Return the size, which depends on the length alone."""
-        return (length + 7) // 8
+        return (geometry.length + 7) // 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +142,11 @@ class U32(PositionCoder):
 
     id: ClassVar[str] = "u32"
 
-    def encode(self, indices: IndexVector, length: int) -> bytes:
+    def encode(self, indices: IndexVector, geometry: Geometry) -> bytes:
         """Encode four bytes per position."""
         return indices.astype("<u4").tobytes()
 
-    def decode(self, reader: Reader, count: int, length: int) -> IndexVector:
+    def decode(self, reader: Reader, count: int, geometry: Geometry) -> IndexVector:
         """Read `count` positions back.
 
         Raises:
@@ -151,10 +154,10 @@ class U32(PositionCoder):
         """
         raw = np.frombuffer(reader.take(4 * count, "u32 positions"), "<u4")
         # Checked before the cast: a number above 2**31 would become a negative index.
-        if raw.max() >= length:
-            raise reader.fail(f"position {raw.max()} is outside of {length} coordinates")
+        if raw.max() >= geometry.length:
+            raise reader.fail(f"position {raw.max()} is outside of {geometry.length} coordinates")
         return raw.astype(np.int32)
 
-    def max_bytes(self, count: int, length: int) -> int:
+    def max_bytes(self, count: int, geometry: Geometry) -> int:
         """Return four bytes per position."""
         return 4 * count

@@ -32,7 +32,11 @@ class Float32(Quantizer):
     """Values as they are, bit for bit: four bytes each."""
 
     id: ClassVar[str] = "float32"
-    bits: ClassVar[int] = 32
+
+    @property
+    def bits(self) -> int:
+        """Return 32."""
+        return 32
 
     def parameter_count(self, count: int) -> int:
         """Return 0."""
@@ -42,7 +46,7 @@ class Float32(Quantizer):
         """Take the bits of each value."""
         return Symbols(parameters=_NO_PARAMETERS, codes=values.view(np.uint32))
 
-    def dequantize(self, symbols: Symbols) -> FloatVector:
+    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
         """Return the values.
 
         Raises:
@@ -62,7 +66,11 @@ class Float16(Quantizer):
     """
 
     id: ClassVar[str] = "float16"
-    bits: ClassVar[int] = 16
+
+    @property
+    def bits(self) -> int:
+        """Return 16."""
+        return 16
 
     def parameter_count(self, count: int) -> int:
         """Return 0."""
@@ -74,7 +82,7 @@ class Float16(Quantizer):
         halves = np.clip(values, -largest, largest).astype(np.float16)
         return Symbols(parameters=_NO_PARAMETERS, codes=halves.view(np.uint16))
 
-    def dequantize(self, symbols: Symbols) -> FloatVector:
+    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
         """Return the halves as float32, which is exact.
 
         Raises:
@@ -102,7 +110,6 @@ class Int8(Quantizer):
     """
 
     id: ClassVar[str] = "int8"
-    bits: ClassVar[int] = 8
     block: int = 1024
 
     def __post_init__(self) -> None:
@@ -110,6 +117,11 @@ class Int8(Quantizer):
             raise CodecError(
                 f"int8: block = {self.block!r} cannot be used: it is a number of values from 1 to 2**31 - 1"
             )
+
+    @property
+    def bits(self) -> int:
+        """Return 8."""
+        return 8
 
     def parameter_count(self, count: int) -> int:
         """Return one scale for each block begun."""
@@ -128,7 +140,7 @@ class Int8(Quantizer):
         codes = np.rint(values / self._spread(steps, values.shape[0]))
         return Symbols(parameters=scales, codes=codes.astype(np.int8).view(np.uint8))
 
-    def dequantize(self, symbols: Symbols) -> FloatVector:
+    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
         """Return code times scale, one float32 rounding.
 
         Raises:
@@ -159,8 +171,12 @@ class Ternary(Quantizer):
     """
 
     id: ClassVar[str] = "ternary"
-    bits: ClassVar[int] = 1
     codes_zero: ClassVar[bool] = False
+
+    @property
+    def bits(self) -> int:
+        """Return 1."""
+        return 1
 
     def parameter_count(self, count: int) -> int:
         """Return one magnitude, none when there are no values."""
@@ -173,7 +189,7 @@ class Ternary(Quantizer):
         magnitude = np.abs(values).mean(dtype=np.float64).astype(np.float32)
         return Symbols(parameters=magnitude.reshape(1), codes=(values < 0).view(np.uint8))
 
-    def dequantize(self, symbols: Symbols) -> FloatVector:
+    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
         """Return the magnitude with each sign; no arithmetic, so exact.
 
         Raises:

@@ -11,13 +11,22 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Final
 
-from fedmq.codecs.base import Codec, PositionCoder, Quantizer, Sparsifier
+from fedmq.codecs.base import (
+    Codec,
+    EntropyCoder,
+    PositionCoder,
+    Quantizer,
+    SeededSparsifier,
+    Sparsifier,
+    Transform,
+)
 from fedmq.codecs.positions import U32, Bitmap, Rice
 from fedmq.codecs.quantize import Float16, Float32, Int8, Ternary
 from fedmq.codecs.sparse import TopK
 from fedmq.errors import CodecError
 
 ENTRY_POINT_GROUP: Final = "fedmq.codecs"
+_KINDS: Final = (Transform, Sparsifier, SeededSparsifier, Quantizer, PositionCoder, EntropyCoder)
 
 BUILT_IN: Final[Mapping[str, type[Codec]]] = MappingProxyType(
     {
@@ -80,7 +89,7 @@ def _load(entry: EntryPoint) -> type[Codec]:
     except (ImportError, AttributeError) as error:
         raise CodecError(f"codec {entry.name!r} cannot be loaded from {entry.value}: {error}") from error
     match codec:
-        case type() if issubclass(codec, (Sparsifier, Quantizer, PositionCoder)) and codec.id == entry.name:
+        case type() if issubclass(codec, _KINDS) and codec.id == entry.name:
             return codec
     raise CodecError(
         f"{entry.value} is offered as codec {entry.name!r} but is not a codec class with that id"

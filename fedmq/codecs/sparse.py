@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.base import Sparsifier
+from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.vector import FloatVector, IndexVector
 from fedmq.errors import CodecError
 
@@ -26,7 +27,7 @@ class TopK(Sparsifier):
         fraction: the share to keep, in (0, 1].
 
     Examples:
-        >>> TopK(fraction=0.5).select(np.array([1, -3, 0, 2], np.float32))
+        >>> TopK(fraction=0.5).select(np.array([1, -3, 0, 2], np.float32), Geometry.flat(4))
         array([1, 3], dtype=int32)
     """
 
@@ -40,9 +41,9 @@ class TopK(Sparsifier):
                 "such as topk(0.01)"
             )
 
-    def select(self, vector: FloatVector) -> IndexVector:
+    def select(self, vector: FloatVector, geometry: Geometry) -> IndexVector:
         """Choose the coordinates of largest magnitude: int32, increasing."""
-        count = self.max_count(vector.shape[0])
+        count = self.max_count(geometry)
         magnitude = np.abs(vector)
         if count == magnitude.shape[0]:
             return np.flatnonzero(magnitude).astype(np.int32)
@@ -54,8 +55,9 @@ class TopK(Sparsifier):
             keep[ties[: count - np.count_nonzero(keep)]] = True
         return np.flatnonzero(keep).astype(np.int32)
 
-    def max_count(self, length: int) -> int:
+    def max_count(self, geometry: Geometry) -> int:
         """Return `max(1, round(fraction * length))`, and 0 for an empty vector."""
+        length = geometry.length
         return min(length, max(1, round(self.fraction * length)))
 
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from fedmq.codecs import (
     Codec,
     FloatVector,
+    Geometry,
     Pipeline,
+    SeededSparsifier,
     SparseVector,
     codec_from_config,
     find_codec,
@@ -52,19 +54,23 @@ def check_text(pipeline: Pipeline) -> None:
     assert str(parsed) == str(pipeline), f"'{pipeline}' parses to '{parsed}'"
 
 
-def check_round_trip(pipeline: Pipeline, vector: FloatVector, error_bound: ErrorBound) -> SparseVector:
+def check_round_trip(
+    pipeline: Pipeline, vector: FloatVector, error_bound: ErrorBound, geometry: Geometry | None = None
+) -> SparseVector:
     """Decoding gives a sound vector within the stated error, in a payload within the stated size.
 
     Returns:
         The decoded vector, for checks of the caller's own.
     """
-    length = vector.shape[0]
+    geometry = geometry or Geometry.flat(vector.shape[0])
     original = vector.copy()
-    payload = pipeline.encode(vector)
+    payload = pipeline.encode(vector, geometry)
     assert vector.tobytes() == original.tobytes(), "encode changed its input"
-    assert len(payload) <= pipeline.max_payload_bytes(length), "the payload is larger than max_payload_bytes"
-    decoded = pipeline.decode(payload, length)
-    _check_sound(pipeline, decoded, length)
+    assert len(payload) <= pipeline.max_payload_bytes(geometry), (
+        "the payload is larger than max_payload_bytes"
+    )
+    decoded = pipeline.decode(payload, geometry)
+    _check_sound(pipeline, decoded, geometry)
     kept = (vector if decoded.indices is None else vector[decoded.indices]).astype(np.float64)
     error = np.abs(decoded.values - kept)
     bound = error_bound(kept)
@@ -73,20 +79,22 @@ def check_round_trip(pipeline: Pipeline, vector: FloatVector, error_bound: Error
     return decoded
 
 
-def check_determinism(pipeline: Pipeline, vector: FloatVector) -> None:
+def check_determinism(pipeline: Pipeline, vector: FloatVector, geometry: Geometry | None = None) -> None:
     """Equal input gives equal bytes, equal bytes give equal bits, and the result outlives the payload."""
-    payload = pipeline.encode(vector)
-    assert pipeline.encode(vector.copy()) == payload, "encoding twice gives different bytes"
-    first = pipeline.decode(payload, vector.shape[0])
+    geometry = geometry or Geometry.flat(vector.shape[0])
+    payload = pipeline.encode(vector, geometry)
+    assert pipeline.encode(vector.copy(), geometry) == payload, "encoding twice gives different bytes"
+    first = pipeline.decode(payload, geometry)
     buffer = bytearray(payload)
-    second = copy.copy(pipeline).decode(memoryview(buffer), vector.shape[0])
+    second = copy.copy(pipeline).decode(memoryview(buffer), geometry)
     buffer[:] = bytes(len(buffer))
     _check_same(first, second)
 
 
-def check_conservation(pipeline: Pipeline, vector: FloatVector) -> None:
+def check_conservation(pipeline: Pipeline, vector: FloatVector, geometry: Geometry | None = None) -> None:
     """What was not sent stays in the residual, exactly as `fedmq.codecs.pipeline` states (law 8)."""
-    decoded = pipeline.decode(pipeline.encode(vector), vector.shape[0])
+    geometry = geometry or Geometry.flat(vector.shape[0])
+    decoded = pipeline.decode(pipeline.encode(vector, geometry), geometry)
     sent = decoded.to_dense()
     residual = vector - sent
     assert np.isfinite(residual).all(), "the residual is not finite"
@@ -103,27 +111,28 @@ def check_conservation(pipeline: Pipeline, vector: FloatVector) -> None:
     assert (rounding[near] == 0).all(), "the residual is rounded where it can be exact"
 
 
-def check_any_bytes(pipeline: Pipeline, payload: bytes, length: int) -> SparseVector | None:
+def check_any_bytes(pipeline: Pipeline, payload: bytes, geometry: Geometry | int) -> SparseVector | None:
     """Any bytes decode to a sound vector or raise `WireError` (law 7).
 
     Returns:
         The vector, or None when the bytes were refused.
     """
     try:
-        decoded = pipeline.decode(payload, length)
+        decoded = pipeline.decode(payload, geometry)
     except WireError:
         return None
-    _check_sound(pipeline, decoded, length)
+    _check_sound(pipeline, decoded, Geometry.flat(geometry) if isinstance(geometry, int) else geometry)
     return decoded
 
 
-def check_exact_length(pipeline: Pipeline, vector: FloatVector) -> None:
+def check_exact_length(pipeline: Pipeline, vector: FloatVector, geometry: Geometry | None = None) -> None:
     """A payload cut anywhere is refused, and so is one with a byte behind it."""
-    payload = pipeline.encode(vector)
+    geometry = geometry or Geometry.flat(vector.shape[0])
+    payload = pipeline.encode(vector, geometry)
     damaged = [payload[:size] for size in range(len(payload))]
     damaged += [payload + bytes([extra]) for extra in (0, 1, 0x80, 0xFF)]
     for candidate in damaged:
-        accepted = check_any_bytes(pipeline, candidate, vector.shape[0])
+        accepted = check_any_bytes(pipeline, candidate, geometry)
         assert accepted is None, f"accepted {len(candidate)} bytes of a payload of {len(payload)}"
 
 
@@ -135,19 +144,21 @@ def bit_flips(payload: bytes) -> Iterator[bytes]:
         yield bytes(flipped)
 
 
-def check_bounded_memory(pipeline: Pipeline, payload: bytes, length: int) -> None:
+def check_bounded_memory(pipeline: Pipeline, payload: bytes, geometry: Geometry | int) -> None:
     """Decoding any bytes allocates at most `BYTES_PER_COORDINATE` per coordinate, and a small constant."""
+    length = geometry if isinstance(geometry, int) else geometry.length
     allowed = BYTES_PER_COORDINATE * length + _FIXED_ALLOWANCE
     tracemalloc.start()
     try:
-        check_any_bytes(pipeline, payload, length)
+        check_any_bytes(pipeline, payload, geometry)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak <= allowed, f"{len(payload)} bytes for {length} coordinates allocated {peak}, above {allowed}"
 
 
-def _check_sound(pipeline: Pipeline, decoded: SparseVector, length: int) -> None:
+def _check_sound(pipeline: Pipeline, decoded: SparseVector, geometry: Geometry) -> None:
+    length = geometry.length
     assert decoded.length == length, f"decoded {decoded.length} coordinates instead of {length}"
     assert decoded.values.dtype == np.float32, f"values are {decoded.values.dtype}"
     assert decoded.is_finite(), "a decoded value is not finite"
@@ -159,7 +170,10 @@ def _check_sound(pipeline: Pipeline, decoded: SparseVector, length: int) -> None
     indices = decoded.indices
     assert indices.dtype == np.int32, f"indices are {indices.dtype}"
     assert decoded.values.shape == indices.shape, "there are more values than indices, or fewer"
-    assert indices.shape[0] <= pipeline.sparsifier.max_count(length), "more coordinates than max_count"
+    if isinstance(pipeline.sparsifier, SeededSparsifier):
+        assert indices.shape[0] == pipeline.sparsifier.count(geometry), "not as many coordinates as count"
+    else:
+        assert indices.shape[0] <= pipeline.sparsifier.max_count(geometry), "more coordinates than max_count"
     assert (np.diff(indices) > 0).all(), "indices do not increase"
     assert not indices.size or (indices[0] >= 0 and indices[-1] < length), "an index is out of range"
 

@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmq.codecs import BUILT_IN, Codec, Pipeline, PositionCoder, Quantizer, Sparsifier, parse_pipeline
+from fedmq.codecs import (
+    BUILT_IN,
+    Codec,
+    EntropyCoder,
+    Pipeline,
+    PositionCoder,
+    Quantizer,
+    SeededSparsifier,
+    Sparsifier,
+    Transform,
+    parse_pipeline,
+)
 from fedmq.codecs.positions import U32, Bitmap, Rice
 from fedmq.codecs.quantize import Float16, Float32, Int8, Ternary
 from fedmq.codecs.sparse import TopK
@@ -88,7 +99,7 @@ def test_every_built_in_codec_is_under_contract() -> None:
 
 def test_every_shipped_codec_class_is_in_the_table_under_its_id() -> None:
     """No codec is written and then forgotten."""
-    kinds = (Sparsifier, Quantizer, PositionCoder)
+    kinds = (Transform, Sparsifier, SeededSparsifier, Quantizer, PositionCoder, EntropyCoder)
     shipped = {
         codec.id: codec
         for kind in kinds

