@@ -41,6 +41,7 @@ class Conditions:
         version: the model's version at the moment the update would be folded.
         max_staleness: older updates are refused.
         contributors: clients that may not contribute again to this version (synchronous rule).
+        max_payload: larger payloads, in bytes, are refused by a rule that keeps them; None when it does not.
     """
 
     settings: AdmissionSettings
@@ -49,6 +50,7 @@ class Conditions:
     version: int
     max_staleness: int
     contributors: frozenset[str] = frozenset()
+    max_payload: int | None = None
 
 
 HeaderCheck = Callable[[ModelUpdate, Conditions], Refusal | None]
@@ -101,6 +103,16 @@ def _examples(update: ModelUpdate, conditions: Conditions) -> Refusal | None:
     )
 
 
+def _kept(update: ModelUpdate, conditions: Conditions) -> Refusal | None:
+    size, high = len(update.payload), conditions.max_payload
+    if high is None or size <= high:
+        return None
+    return Refusal(
+        reason=Rejection.TOO_LARGE,
+        detail=f"a payload of {size} bytes, at most {high} are kept for each contribution (fold.kept_bytes)",
+    )
+
+
 def _contributed(update: ModelUpdate, conditions: Conditions) -> Refusal | None:
     if update.id.client not in conditions.contributors:
         return None
@@ -123,7 +135,9 @@ def _norm(delta: DecodedVector, conditions: Conditions) -> Refusal | None:
     return Refusal(reason=Rejection.NORM, detail=f"the delta's norm is {norm:g}, at most {high:g} is allowed")
 
 
-HEADER_CHECKS: Final[tuple[HeaderCheck, ...]] = (_epoch, _layout, _future, _stale, _examples, _contributed)
+HEADER_CHECKS: Final[tuple[HeaderCheck, ...]] = (
+    _epoch, _layout, _future, _stale, _examples, _kept, _contributed
+)  # fmt: skip
 CONTENT_CHECKS: Final[tuple[ContentCheck, ...]] = (_finite, _norm)
 
 

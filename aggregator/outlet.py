@@ -1,8 +1,11 @@
 """The outlet: everything that the aggregator says, in an order and at a pace that the broker can take.
 
-Plan, keyframe, model head and birth go through one queue, since a head must not overtake its objects; receipts wait in
+Plan, frames, model head and birth go through one queue, since a head must not overtake its objects; receipts wait in
 a set, where a newer one of the same client replaces the older; statistics are sent as they come. Each kind has a
 window of publishes on their way, so that a slow broker costs time and not memory.
+
+A head goes out only if the broker takes all of its objects: who finds a head whose objects are not there asks for
+them in vain, for ever, while the head before is as good as it was.
 """
 
 import json
@@ -34,8 +37,17 @@ class Published:
     """What publishing one version put on the queue, in bytes."""
 
     version: int
-    keyframe_bytes: int
+    frame_bytes: int
     delta_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Queued:
+    """A retained message that waits; `of_model` for objects, head, and what is cleared behind it."""
+
+    topic: str
+    payload: bytes
+    of_model: bool
 
 
 class Outlet:
@@ -44,7 +56,7 @@ class Outlet:
     Args:
         transport: where to.
         topics: of the federation.
-        publisher: turns versions into keyframes and deltas.
+        publisher: turns versions into frames and deltas.
         receipt: looks a receipt up.
     """
 
@@ -59,15 +71,17 @@ class Outlet:
         self._owed: dict[Key, None] = {}
         self._notices: dict[str, Refusal] = {}
         self._receipts_out: set[PublishToken] = set()
-        # Plan, objects, head, presence, in the order in which a client may find them; topic and payload.
-        self._queue: deque[tuple[str, bytes]] = deque()
+        # Plan, objects, head, presence, in the order in which a client may find them.
+        self._queue: deque[_Queued] = deque()
         self._queued_out: set[PublishToken] = set()
+        # Whether the broker takes no packets as large as the model's, and whether the log has said so.
+        self._too_large = self._told = False
         self.version = -1
 
     @property
     def is_busy(self) -> bool:
-        """Whether a version is still on its way; the next one waits, and the newest wins."""
-        return bool(self._queue)
+        """Whether a version is still on its way, or cannot be; the next one waits, and the newest wins."""
+        return bool(self._queue) or self._too_large
 
     @property
     def owes(self) -> bool:
@@ -79,6 +93,7 @@ class Outlet:
         self._receipts_out.clear()
         self._queued_out.clear()
         self._queue.clear()
+        self._too_large = False
         self.version = -1
 
     def settle(self, token: PublishToken) -> None:
@@ -97,11 +112,11 @@ class Outlet:
 
     def queue(self, topic: str, payload: bytes) -> None:
         """Put a retained message into the queue."""
-        self._queue.append((topic, payload))
+        self._queue.append(_Queued(topic=topic, payload=payload, of_model=False))
 
-    def queue_keyframe(self) -> None:
-        """Put the current keyframe's chunks into the queue, for a broker that may have lost them."""
-        for ref, chunks in self._publisher.keyframe_objects():
+    def queue_frames(self) -> None:
+        """Put the frames' chunks into the queue, for a broker that may have lost them."""
+        for ref, chunks in self._publisher.frame_objects():
             self._queue_object(ref, chunks)
 
     def adopt(self, payload: bytes) -> None:
@@ -117,30 +132,47 @@ class Outlet:
         for ref, chunks in publication.objects:
             self._queue_object(ref, chunks)
         head = wire.pack_head(publication.head)
-        self.queue(self._topics.model, head)
+        self._queue_part(self._topics.model, head)
         for ref in publication.retired:
             self._queue_object(ref, [b""] * ref.chunks)
         self.version = model.version
         objects = sum(ref.size for ref, _ in publication.objects)
-        is_keyframe = publication.head.delta is None
+        is_frame = publication.head.delta is None
         return Published(
             version=model.version,
-            keyframe_bytes=objects if is_keyframe else 0,
-            delta_bytes=len(head) + (0 if is_keyframe else objects),
+            frame_bytes=objects if is_frame else 0,
+            delta_bytes=len(head) + (0 if is_frame else objects),
         )
 
     def flush(self) -> None:
         """Send what is queued, as far as the window allows."""
         while self._queue and len(self._queued_out) < _MODEL_WINDOW:
-            topic, payload = self._queue[0]
+            first = self._queue[0]
             try:
-                self._queued_out.add(self._transport.publish(topic, payload, retain=True))
+                self._queued_out.add(self._transport.publish(first.topic, first.payload, retain=True))
             except PacketTooLargeError as error:
+                if first.of_model:
+                    self._withhold(error)
+                    continue
                 log.error("%s", error)
             except TransportError as error:
-                log.warning("not published to %s yet: %s", topic, error)
+                log.warning("not published to %s yet: %s", first.topic, error)
                 return
             self._queue.popleft()
+            if first.topic == self._topics.model:
+                self._told = False
+
+    def _withhold(self, error: PacketTooLargeError) -> None:
+        """Publish no version on this connection. Later ones name the same keyframe, or are cut as large."""
+        self._too_large = True
+        self._queue = deque(message for message in self._queue if not message.of_model)
+        if not self._told:
+            self._told = True
+            log.error(
+                "%s. No model is published until then, and the one before stays: restart with a lower "
+                "publish.chunk_bytes",
+                error,
+            )
 
     def send_receipts(self) -> None:
         """Send the receipts owed, as far as the window allows."""
@@ -169,4 +201,7 @@ class Outlet:
 
     def _queue_object(self, ref: ObjectRef, chunks: Sequence[bytes]) -> None:
         for index, chunk in enumerate(chunks):
-            self.queue(self._topics.object(ref.id, index), chunk)
+            self._queue_part(self._topics.object(ref.id, index), chunk)
+
+    def _queue_part(self, topic: str, payload: bytes) -> None:
+        self._queue.append(_Queued(topic=topic, payload=payload, of_model=True))

@@ -1,12 +1,24 @@
-"""The publisher: turns versions into keyframes and cumulative deltas. Pure.
+"""The publisher: turns versions into frames and cumulative deltas. Pure.
 
-A keyframe is a full model; until the next one, each version is published as its difference *from the keyframe*, so
-an edge that holds the keyframe needs one small message however many versions it missed, and nothing drifts:
-every delta is taken against the true model. Both ends decode the same bytes to the same bits, and the head
-carries the digest of what they decode to (law 6).
+A head names a stack of frames, each a published state of the model: the keyframe, which is whole, and on it
+differences, each *from the frame below*. Until the next frame, a version is published as its difference from the
+topmost one. An edge keeps the frames and downloads those that it lacks; what it missed between two frames costs it
+nothing. Nothing drifts: every difference is taken from what the edges decode to the true model, so what one leaves
+out the next one holds. Both ends decode the same bytes to the same bits, and the head carries the digest of what
+they decode to (law 6).
+
+Which frame the next one stands on is a matter of bytes. On the topmost one it is small for those who are here often,
+and the stack grows for those who are not; on a lower one it is larger, those above it are dropped, and who was away
+for a thousand versions downloads one frame instead of many; a keyframe ends the stack. The publisher takes what
+costs least for the absences that it sees (`Absence`).
 """
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
 
 from fedmq import encoding
 from fedmq.chunks import split
@@ -15,26 +27,37 @@ from fedmq.errors import CodecError, SettingError
 from fedmq.settings import setting
 from fedmq.types import (
     CumulativeDelta,
+    Frame,
     GlobalModel,
-    Keyframe,
     ModelHead,
     ObjectRef,
     ParamVector,
 )
+
+from .absence import Absence
+
+#: Room in a publish for the head's other fields beside an inline delta.
+_HEAD_BYTES: Final = 2048
+#: A frame in the place of several is smaller than those together; how much is learned, beginning with this.
+_MERGED: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishSettings:
     """How the model goes out."""
 
-    keyframe_codec: str = setting("float16", help="pipeline of full models")
-    delta_codec: str = setting("topk(0.1) | int8 | rice", help="pipeline of differences from the keyframe")
-    keyframe_versions: int = setting(20, help="versions between full models", low=1)
+    keyframe_codec: str = setting("int8", help="pipeline of full models")
+    frame_codec: str = setting("topk(0.03) | ternary | rice", help="pipeline of frames on a frame")
+    delta_codec: str = setting(
+        "topk(0.02) | ternary | rice", help="pipeline of differences from the last frame"
+    )
+    frame_versions: int = setting(4, help="versions between frames", low=1)
+    max_frames: int = setting(16, help="frames that a newcomer downloads at most", low=1, high=64)
     min_interval: float = setting(
         0.1, help="seconds between publishes at least; the newest version wins", low=0
     )
     chunk_bytes: int = setting(
-        262_144, help="largest payload of one publish, in bytes", low=1024, high=268_435_455
+        262_144, help="largest payload of one publish, in bytes", low=4096, high=268_435_455
     )
 
 
@@ -65,87 +88,166 @@ class Publication:
     retired: tuple[ObjectRef, ...]
 
 
-@dataclass(slots=True, kw_only=True)
-class _Frame:
-    keyframe: Keyframe
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedFrame:
+    """A frame that lies on the broker.
+
+    Attributes:
+        version: that it is of.
+        codec: the pipeline that encoded it.
+        content: its bytes.
+    """
+
     version: int
-    decoded: ParamVector = field(repr=False)
-    chunks: tuple[bytes, ...] = field(repr=False)
+    codec: str
+    content: bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return len(self.content)
 
 
 class Publisher:
-    """Remembers the current keyframe, and which objects still lie on the broker.
+    """Remembers the stack of frames, and which objects still lie on the broker.
+
+    Attributes:
+        absence: of the clients; whoever knows of their visits notes them there.
 
     Raises:
         SettingError: a codec setting cannot be parsed.
     """
 
     def __init__(self, settings: PublishSettings) -> None:
+        self.absence = Absence()
         self._settings = settings
         self._keyframe_pipeline = codec_setting("publish.keyframe_codec", settings.keyframe_codec)
+        self._frame_pipeline = codec_setting("publish.frame_codec", settings.frame_codec)
         self._delta_pipeline = codec_setting("publish.delta_codec", settings.delta_codec)
-        self._frame: _Frame | None = None
+        self._frames: tuple[PublishedFrame, ...] = ()
+        self._decoded = np.zeros(0, np.float32)  # what the whole stack comes to
+        self._merged = _MERGED
         self._live: list[ObjectRef] = []
         self._dying: list[ObjectRef] = []
 
+    @property
+    def frames(self) -> tuple[PublishedFrame, ...]:
+        """The stack, keyframe first; empty before the first publish."""
+        return self._frames
+
     def publish(self, model: GlobalModel) -> Publication:
         """The messages for a version."""
-        frame = self._frame
-        if frame is None or model.version - frame.version >= self._settings.keyframe_versions:
-            return self._cut(model)
-        payload = encoding.encode(model.layout, self._delta_pipeline, model.vector - frame.decoded)
-        if len(payload) >= frame.keyframe.content.size:
-            return self._cut(model)
-        decoded = frame.decoded.copy()
-        encoding.decode(model.layout, self._delta_pipeline, payload).add_to(decoded)
-        objects: tuple[tuple[ObjectRef, tuple[bytes, ...]], ...] = ()
-        content: bytes | ObjectRef = payload
-        # the head's other fields need some room beside an inline delta
-        if len(payload) > self._settings.chunk_bytes - 1024:
-            ref, chunks = self._object(payload)
-            content, objects = ref, ((ref, chunks),)
-        delta = CumulativeDelta(codec=str(self._delta_pipeline), content=content)
-        head = self._head(model, frame.keyframe, delta, decoded)
-        kept = [frame.keyframe.content, *(ref for ref, _ in objects)]
-        return Publication(head=head, objects=objects, retired=self._retire(kept))
+        before = self._frames
+        if not self._frames or model.version < self._frames[-1].version:
+            self._cut(model)
+        elif model.version - self._frames[-1].version >= self._settings.frame_versions:
+            self._advance(model)
+        delta, decoded, objects = None, self._decoded, list[tuple[ObjectRef, tuple[bytes, ...]]]()
+        if model.version > self._frames[-1].version:
+            payload, decoded = self._encode(model, self._delta_pipeline, self._decoded)
+            if len(payload) >= self._frames[0].size:
+                self._cut(model)
+                decoded = self._decoded
+            else:
+                content: bytes | ObjectRef = payload
+                if len(payload) > self._settings.chunk_bytes - _HEAD_BYTES:
+                    content = self._ref(payload)
+                    objects.append((content, self._chunks(payload)))
+                delta = CumulativeDelta(codec=str(self._delta_pipeline), content=content)
+        head = ModelHead(
+            epoch=model.epoch,
+            version=model.version,
+            fingerprint=model.layout.fingerprint,
+            frames=tuple(Frame(codec=f.codec, content=self._ref(f.content)) for f in self._frames),
+            delta=delta,
+            digest=encoding.digest(decoded),
+        )
+        new = [frame for frame in self._frames if frame not in before]
+        objects[:0] = [(self._ref(frame.content), self._chunks(frame.content)) for frame in new]
+        live = [frame.content for frame in head.frames] + [ref for ref, _ in objects]
+        return Publication(head=head, objects=tuple(objects), retired=self._retire(live))
 
     def adopt(self, head: ModelHead) -> None:
         """Take responsibility for the objects of a head that a former life of this process left on the broker."""
-        refs = [head.keyframe.content]
+        refs = [frame.content for frame in head.frames]
         if head.delta is not None and isinstance(head.delta.content, ObjectRef):
             refs.append(head.delta.content)
         self._dying += [ref for ref in refs if ref not in self._live and ref not in self._dying]
 
-    def keyframe_objects(self) -> tuple[tuple[ObjectRef, tuple[bytes, ...]], ...]:
-        """The current keyframe's chunks, for a broker that may have lost them."""
-        frame = self._frame
-        return ((frame.keyframe.content, frame.chunks),) if frame else ()
+    def restore(self, model: GlobalModel, frames: Sequence[PublishedFrame]) -> None:
+        """Go on with the stack of a former life, as `frames` told it.
 
-    def _cut(self, model: GlobalModel) -> Publication:
-        content = encoding.encode(model.layout, self._keyframe_pipeline, model.vector)
-        decoded = encoding.decode(model.layout, self._keyframe_pipeline, content).to_dense()
-        ref, chunks = self._object(content)
-        keyframe = Keyframe(codec=str(self._keyframe_pipeline), content=ref)
-        self._frame = _Frame(keyframe=keyframe, version=model.version, decoded=decoded, chunks=chunks)
-        head = self._head(model, keyframe, None, decoded)
-        return Publication(head=head, objects=((ref, chunks),), retired=self._retire([ref]))
+        Raises:
+            WireError: a frame cannot be decoded.
+        """
+        states = list(self._states(model, frames))
+        if states and frames[-1].version <= model.version:
+            self._frames, self._decoded = tuple(frames), states[-1]
 
-    def _object(self, content: bytes) -> tuple[ObjectRef, tuple[bytes, ...]]:
-        chunks = tuple(split(content, self._settings.chunk_bytes))
-        ref = ObjectRef(id=encoding.object_id(content), size=len(content), chunks=len(chunks))
-        return ref, chunks
+    def frame_objects(self) -> Iterator[tuple[ObjectRef, tuple[bytes, ...]]]:
+        """The chunks of all frames, for a broker that may have lost them."""
+        for frame in self._frames:
+            yield self._ref(frame.content), self._chunks(frame.content)
 
-    def _head(
-        self, model: GlobalModel, keyframe: Keyframe, delta: CumulativeDelta | None, decoded: ParamVector
-    ) -> ModelHead:
-        return ModelHead(
-            epoch=model.epoch,
-            version=model.version,
-            fingerprint=model.layout.fingerprint,
-            keyframe=keyframe,
-            delta=delta,
-            digest=encoding.digest(decoded),
-        )
+    def _cut(self, model: GlobalModel) -> None:
+        """Begin a new stack with a keyframe."""
+        payload, self._decoded = self._encode(model, self._keyframe_pipeline, None)
+        self._frames = (self._frame(model, self._keyframe_pipeline, payload),)
+
+    def _advance(self, model: GlobalModel) -> None:
+        """Put a frame of this version where it costs least."""
+        frames, pipeline = self._frames, self._frame_pipeline
+        payload, decoded = self._encode(model, pipeline, self._decoded)
+        top = len(frames)
+        sizes = [frame.size for frame in frames]
+        # How large a frame on the first `kept` ones would be: known, for a keyframe, or learned.
+        merged = [sizes[0], *(self._merged * (sum(sizes[kept:]) + len(payload)) for kept in range(1, top))]
+        costs = [self._cost(model, kept, math.ceil(size)) for kept, size in enumerate(merged)]
+        costs.append(self._cost(model, top, len(payload)) if top < self._settings.max_frames else math.inf)
+        kept = costs.index(min(costs))
+        if kept == 0:
+            self._cut(model)
+            return
+        if kept < top:
+            error = _energy(model.vector - decoded)
+            state = list(self._states(model, frames[:kept]))[-1]
+            pipeline = _as_good(error, _energy(model.vector - state))
+            payload, decoded = self._encode(model, pipeline, state)
+            self._merged += 0.2 * (len(payload) / (merged[kept] / self._merged) - self._merged)
+        self._frames = (*frames[:kept], self._frame(model, pipeline, payload))
+        self._decoded = decoded
+
+    def _cost(self, model: GlobalModel, kept: int, size: int) -> float:
+        """Expected bytes for a visitor when a frame of a size is put on the first `kept` ones."""
+        stack = [(frame.version, frame.size) for frame in self._frames[:kept]]
+        return self.absence.cost(model.version, [*stack, (model.version, size)])
+
+    def _encode(
+        self, model: GlobalModel, pipeline: Pipeline, base: ParamVector | None
+    ) -> tuple[bytes, ParamVector]:
+        """The bytes of the model, or of its difference from a base, and what they come to."""
+        difference = model.vector if base is None else model.vector - base
+        payload = encoding.encode(model.layout, pipeline, difference)
+        decoded = np.zeros_like(model.vector) if base is None else base.copy()
+        encoding.decode(model.layout, pipeline, payload).add_to(decoded)
+        return payload, decoded
+
+    def _states(self, model: GlobalModel, frames: Iterable[PublishedFrame]) -> Iterator[ParamVector]:
+        """What each frame comes to with those below; one vector, which changes with every step."""
+        state = np.zeros_like(model.vector)
+        for frame in frames:
+            encoding.decode(model.layout, parse_pipeline(frame.codec), frame.content).add_to(state)
+            yield state
+
+    def _frame(self, model: GlobalModel, pipeline: Pipeline, payload: bytes) -> PublishedFrame:
+        return PublishedFrame(version=model.version, codec=str(pipeline), content=payload)
+
+    def _chunks(self, content: bytes) -> tuple[bytes, ...]:
+        return tuple(split(content, self._settings.chunk_bytes))
+
+    def _ref(self, content: bytes) -> ObjectRef:
+        chunks = -(-len(content) // self._settings.chunk_bytes)
+        return ObjectRef(id=encoding.object_id(content), size=len(content), chunks=chunks)
 
     def _retire(self, live: list[ObjectRef]) -> tuple[ObjectRef, ...]:
         """Objects of the publish before last: an edge may still be pulling those of the last one."""
@@ -153,3 +255,13 @@ class Publisher:
         self._dying = [ref for ref in self._live if ref not in live]
         self._live = live
         return retired
+
+
+def _energy(vector: ParamVector) -> float:
+    return float(np.square(vector, dtype=np.float64).sum())
+
+
+def _as_good(error: float, energy: float) -> Pipeline:
+    """A pipeline for a difference of some energy that leaves about as large an error."""
+    share = 1.0 - error / energy if energy > 0 else 0.5
+    return parse_pipeline(f"deadzone({min(max(share, 0.3), 0.999):.4f}) | range")

@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 #: Days that the broker keeps updates for an aggregator that is away.
 SESSION_EXPIRY: Final = 7 * 24 * 3600
 _RETRY_SECONDS: Final = 1.0
+#: The plan is not published again more often, so that two who disagree do not fill the broker with it.
+PLAN_SECONDS: Final = 10.0
 _NOBODY_LISTENS: Final = "No matching subscribers"
 
 
@@ -84,7 +86,7 @@ class Service:
         self._settings, self._store, self._clock = settings, store, clock
         self._topics = Topics(settings.federation)
         check_name("shard", settings.shard)
-        publisher = Publisher(settings.publish)
+        self._publisher = Publisher(settings.publish)
         codec_setting("task.codec", settings.task.codec)
         self.engine: Engine = recover(settings, store)
         self._spool = Spool(
@@ -96,6 +98,7 @@ class Service:
         self._events = EventLog(settings.events)
         self._boot = secrets.randbits(62) + 1
         self._presence_topic = self._topics.aggregator(settings.shard)
+        self._own_topics = self._presence_topic, self._topics.model, self._topics.plan
         self._birth = presence(self.engine.epoch, self._boot, PresenceState.ONLINE)
         will = Will(
             topic=self._presence_topic,
@@ -108,12 +111,12 @@ class Service:
         self._outlet = Outlet(
             self._transport,
             self._topics,
-            publisher,
+            self._publisher,
             lambda key: self.engine.ledger.get(*key),
         )
-        self._connected = False
+        self._connected = self._plan_lost = False
         self._stopping = False
-        self._published_at = self._stats_at = -1e9
+        self._published_at = self._stats_at = self._plan_at = -1e9
         self._snapshot_position = self.engine.position
 
     def stop(self) -> None:
@@ -148,6 +151,7 @@ class Service:
         self._chronicle.catch_up(now)
         if self._connected:
             self._outlet.send_receipts()
+            self._restore_plan(now)
             self._outlet.flush()
             self._publish(now)
             if now - self._stats_at >= self._settings.stats_interval:
@@ -164,7 +168,7 @@ class Service:
             if event is None:
                 return
             match event:
-                case Delivery(topic=topic) if topic in (self._presence_topic, self._topics.model):
+                case Delivery(topic=topic) if topic in self._own_topics:
                     self._hear(event)
                 case Delivery():
                     if not self._pending:
@@ -224,6 +228,8 @@ class Service:
         for client, refusal in decision.dropped:
             self._outlet.owe_notice(self.engine.ledger.latest(ClientId(client)), client, refusal)
         self._chronicle.note(batch, decision, now)
+        for record in decision.records:
+            self._publisher.absence.note(record.id.client, record.base_version)
         if self.engine.position - self._snapshot_position >= self._settings.store.snapshot_records:
             self._snapshot()
 
@@ -266,18 +272,20 @@ class Service:
         topics, shard, outlet = self._topics, self._settings.shard, self._outlet
         outlet.restart()
         # First the subscription: an agent that finds a model must find someone listening.
-        self._transport.subscribe(topics.updates(shard))
-        self._transport.subscribe(self._presence_topic)
-        self._transport.subscribe(topics.model)
-        outlet.queue(topics.plan, wire.pack_plan(self.plan))
-        outlet.queue_keyframe()
+        for topic in (topics.updates(shard), *self._own_topics):
+            self._transport.subscribe(topic)
+        self._queue_plan(self._clock())
+        outlet.queue_frames()
         self._queue_model(self._clock())
         outlet.queue(self._presence_topic, self._birth)
         outlet.flush()
 
     def _hear(self, delivery: Delivery) -> None:
-        """What lies on our own retained topics: a former life's model, or its will, which came late."""
+        """What lies on our own retained topics: a former life's model, its will which came late, another's plan."""
         delivery.ack()
+        if delivery.topic == self._topics.plan:
+            self._plan_lost = delivery.payload != wire.pack_plan(self.plan)
+            return
         if delivery.topic == self._topics.model:
             self._transport.unsubscribe(delivery.topic)
             if delivery.payload:
@@ -302,6 +310,15 @@ class Service:
             layout=engine.layout,
             chunk_bytes=settings.publish.chunk_bytes,
         )
+
+    def _queue_plan(self, now: float) -> None:
+        self._plan_lost, self._plan_at = False, now
+        self._outlet.queue(self._topics.plan, wire.pack_plan(self.plan))
+
+    def _restore_plan(self, now: float) -> None:
+        if self._plan_lost and now - self._plan_at >= PLAN_SECONDS:
+            log.warning("the plan was cleared or replaced: is a second aggregator running? Publishing it again")
+            self._queue_plan(now)
 
     def _publish(self, now: float) -> None:
         """Publish the newest version, unless the one before is still on its way or was a moment ago."""

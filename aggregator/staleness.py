@@ -10,49 +10,35 @@ FedAsync: Xie, Koyejo, Gupta, "Asynchronous Federated Optimization", arXiv 1903.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fedmq.errors import SettingError
+from .formula import Forms, Formula, Parameter, parse_formula
+
+_A, _B = Parameter(name="a"), Parameter(name="b")
+FORMS: Final[Forms] = {"constant": (), "polynomial": (_A,), "hinge": (_A, _B), "exponential": (_A,)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
-    parameters: tuple[str, ...]
-    weight: Callable[..., float]
-
-
-def _hinge(tau: int, a: float, b: float) -> float:
+def _hinge(tau: float, a: float, b: float) -> float:
     return 1.0 if tau <= b else 1.0 / (a * (tau - b) + 1.0)
 
 
-FORMS: Final[Mapping[str, _Form]] = {
-    "constant": _Form((), lambda tau: 1.0),
-    "polynomial": _Form(("a",), lambda tau, a: float((1.0 + tau) ** -a)),
-    "hinge": _Form(("a", "b"), _hinge),
-    "exponential": _Form(("a",), lambda tau, a: math.exp(-a * tau)),
+_WEIGHTS: Final[Mapping[str, Callable[..., float]]] = {
+    "constant": lambda tau: 1.0,
+    "polynomial": lambda tau, a: float((1.0 + tau) ** -a),
+    "hinge": _hinge,
+    "exponential": lambda tau, a: math.exp(-a * tau),
 }
-
-_TEXT = re.compile(r"\s*([a-z]+)\s*(?:\(([^()]*)\))?\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class StalenessWeight:
-    """One weighting function with its parameters; `str` gives the text it is parsed from."""
-
-    form: str
-    parameters: tuple[float, ...]
+class StalenessWeight(Formula):
+    """One weighting function with its parameters."""
 
     def __call__(self, tau: float) -> float:
         """The weight of an update of staleness `tau` ≥ 0, in [0, 1]: a steep one ends at 0."""
-        return FORMS[self.form].weight(tau, *self.parameters)
-
-    def __str__(self) -> str:
-        # every digit: a snapshot keeps the rule as this text, and replay must fold with the same one
-        inner = ", ".join(map(repr, self.parameters))
-        return f"{self.form}({inner})" if inner else self.form
+        return _WEIGHTS[self.form](tau, *self.parameters)
 
 
 def parse_staleness(text: str) -> StalenessWeight:
@@ -61,15 +47,4 @@ def parse_staleness(text: str) -> StalenessWeight:
     Raises:
         SettingError: the text is none of these, or a parameter is negative.
     """
-    forms = ", ".join(f"{name}({', '.join(form.parameters)})" for name, form in FORMS.items())
-    error = SettingError("fold.staleness", text, f"one of {forms} with parameters ≥ 0 is allowed")
-    match = _TEXT.fullmatch(text)
-    if match is None or match[1] not in FORMS:
-        raise error
-    try:
-        parameters = tuple(float(part) for part in match[2].split(",")) if match[2] else ()
-    except ValueError:
-        raise error from None
-    if len(parameters) != len(FORMS[match[1]].parameters) or not all(0 <= p < math.inf for p in parameters):
-        raise error
-    return StalenessWeight(match[1], parameters)
+    return StalenessWeight(*parse_formula("fold.staleness", text, FORMS))

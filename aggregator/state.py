@@ -1,12 +1,15 @@
 """The engine's state as bytes, for snapshots.
 
-One msgpack map: scalars, the rule they were folded with, the layout, and the arrays as little-endian float32. The
-rule is in it because the journal behind a snapshot must be folded again with the rule that it was folded with,
-whatever the settings say today. Floats are IEEE doubles, so a round trip changes no bit.
+One msgpack map: scalars, the rule they were folded with, the layout, the arrays as little-endian floats, and the
+updates that the rule keeps. The rule is in it because the journal behind a snapshot must be folded again with the rule
+that it was folded with, whatever the settings say today. Floats are IEEE doubles, so a round trip changes no bit.
+
+Schema 1 knew fewer rules: its snapshots lack the parts that its rules did not need, and are read.
 """
 
-import dataclasses
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgpack
 import numpy as np
@@ -14,39 +17,60 @@ from numpy.typing import NDArray
 
 from fedmq.errors import LayoutError, SettingError, StoreError
 from fedmq.layout import ParamLayout
+from fedmq.types import ParamVector
 
+from . import strategy
 from .admission import AdmissionSettings
 from .engine import Engine, Tally
+from .fold_state import FoldState, Kept
 from .ledger import Ledger
-from .staleness import parse_staleness
-from .strategy import FoldState, Rule
+from .optimizer import Moments
+from .rule import pack_rule, unpack_rule
 
-SCHEMA = 1
+SCHEMA: Final = 2
+_OLD_SCHEMA: Final = 1
 
 
 def pack_state(engine: Engine) -> bytes:
     """Everything but the ledger, which the store keeps entry by entry."""
-    state = engine.state
     packed: bytes = msgpack.packb(
         {
             "schema": SCHEMA,
             "epoch": engine.epoch,
             "position": engine.position,
             "layout": engine.layout.rows,
-            "rule": dataclasses.asdict(engine.rule) | {"staleness": str(engine.rule.staleness)},
+            "rule": pack_rule(engine.rule),
             "folded": engine.tally.folded,
             "refused": dict(engine.tally.refused),
-            "version": state.version,
-            "filled": state.filled,
-            "weight": state.weight,
-            "mean_staleness": state.mean_staleness,
-            "contributors": state.contributors,
-            "vector": _pack_array(state.vector),
-            "buffer": _pack_array(state.buffer),
-            "momentum": _pack_array(state.momentum),
         }
+        | _pack_fold(engine.state)
     )
     return packed
+
+
+def _pack_fold(state: FoldState) -> dict[str, object]:
+    return {
+        "version": state.version,
+        "filled": state.filled,
+        "weight": state.weight,
+        "mean_staleness": state.mean_staleness,
+        "oldest": state.oldest,
+        "clip": state.clip,
+        "contributors": state.contributors,
+        "vector": _bytes(state.vector),
+        "buffer": _bytes(state.buffer),
+        "momentum": _bytes(state.moments.first),
+        "second": _bytes(state.moments.second),
+        "peak": _bytes(state.moments.peak),
+        "average": _bytes(state.average),
+        "past": [_bytes(vector) for vector in state.past],
+        "squares": _bytes(state.squares),
+        "window": [_pack_kept(update) for update in state.window],
+        "cache": [_pack_kept(update) for update in state.cache.values()],
+        "total": state.total.astype("<f8", copy=False).tobytes(),
+        "mean": _bytes(state.mean),
+        "newcomers": state.newcomers,
+    }
 
 
 def unpack_state(
@@ -55,28 +79,22 @@ def unpack_state(
     """An engine that goes on from a snapshot.
 
     Raises:
-        StoreError: the bytes are not a snapshot of this release's schema.
+        StoreError: the bytes are not a snapshot of a schema that this release knows.
     """
     try:
         fields = msgpack.unpackb(data)
-        if fields["schema"] != SCHEMA:
+        if fields["schema"] not in (SCHEMA, _OLD_SCHEMA):
             raise StoreError(
-                f"the snapshot has schema {fields['schema']}, this release reads schema {SCHEMA}"
+                f"the snapshot has schema {fields['schema']}, this release reads schema {_OLD_SCHEMA} and {SCHEMA}"
             )
+        rule = unpack_rule(fields["rule"])
+        if fields["schema"] == _OLD_SCHEMA:
+            fields = _pack_fold(strategy.init(rule, _vector(fields["vector"]))) | fields
         return Engine(
             epoch=fields["epoch"],
             layout=ParamLayout.from_rows(fields["layout"]),
-            rule=Rule(**fields["rule"] | {"staleness": parse_staleness(fields["rule"]["staleness"])}),
-            state=FoldState(
-                vector=_array(fields["vector"]),
-                buffer=_array(fields["buffer"]),
-                momentum=_array(fields["momentum"]),
-                version=fields["version"],
-                filled=fields["filled"],
-                weight=fields["weight"],
-                mean_staleness=fields["mean_staleness"],
-                contributors=fields["contributors"],
-            ),
+            rule=rule,
+            state=_unpack_fold(fields),
             ledger=ledger,
             admission=admission,
             max_update_bytes=max_update_bytes,
@@ -87,9 +105,63 @@ def unpack_state(
         raise StoreError(f"the snapshot cannot be read ({error!r}): run fedmq verify") from error
 
 
-def _pack_array(array: NDArray[np.float32]) -> bytes:
+def _unpack_fold(fields: Mapping[str, Any]) -> FoldState:
+    cache = [_unpack_kept(row) for row in fields["cache"]]
+    return FoldState(
+        version=fields["version"],
+        filled=fields["filled"],
+        weight=fields["weight"],
+        mean_staleness=fields["mean_staleness"],
+        oldest=fields["oldest"],
+        clip=fields["clip"],
+        contributors=fields["contributors"],
+        vector=_vector(fields["vector"]),
+        buffer=_vector(fields["buffer"]),
+        moments=Moments(
+            first=_vector(fields["momentum"]),
+            second=_vector(fields["second"]),
+            peak=_vector(fields["peak"]),
+        ),
+        average=_vector(fields["average"]),
+        past=[_vector(data) for data in fields["past"]],
+        squares=_vector(fields["squares"]),
+        window=[_unpack_kept(row) for row in fields["window"]],
+        cache={update.client: update for update in cache},
+        kept_bytes=sum(update.nbytes for update in cache),
+        total=np.frombuffer(fields["total"], "<f8").astype(np.float64),
+        mean=_vector(fields["mean"]),
+        newcomers=fields["newcomers"],
+    )
+
+
+def _pack_kept(update: Kept) -> list[object]:
+    return [
+        update.client,
+        update.outbox,
+        update.version,
+        update.codec,
+        update.payload,
+        update.scale,
+        update.weight,
+    ]
+
+
+def _unpack_kept(row: list[Any]) -> Kept:
+    client, outbox, version, codec, payload, scale, weight = row
+    return Kept(
+        client=client,
+        outbox=outbox,
+        version=version,
+        codec=codec,
+        payload=payload,
+        scale=scale,
+        weight=weight,
+    )
+
+
+def _bytes(array: NDArray[np.float32]) -> bytes:
     return array.astype("<f4", copy=False).tobytes()
 
 
-def _array(data: bytes) -> NDArray[np.float32]:
+def _vector(data: bytes) -> ParamVector:
     return np.frombuffer(data, "<f4").astype(np.float32)

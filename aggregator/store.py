@@ -24,7 +24,7 @@ from fedmq.types import ClientId, Receipt, Refusal, Rejection, UpdateId
 from .decision import Record
 from .ledger import Key
 
-SCHEMA: Final = 2
+SCHEMA: Final = 1
 _APPLICATION_ID: Final = 0x464D5141  # "FMQA"
 
 _TABLES: Final = """

@@ -6,7 +6,7 @@ from fedmq.layout import ParamLayout
 from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES, Plan
 from fedmq.settings import Table, setting
 
-from .strategy import Rule
+from .rule import Rule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,9 @@ class TaskSettings:
     )
     resend_seconds: float = setting(
         60.0, help="seconds without a receipt after which a client sends an update again", low=0.1
+    )
+    clip_norm: float = setting(
+        0.0, help="Euclidean norm that a client shortens its delta to, before error feedback; 0 for none", low=0
     )
 
 
@@ -44,7 +47,8 @@ def make_plan(task: TaskSettings, rule: Rule, *, epoch: int, layout: ParamLayout
         codec=task.codec,
         chunk_bytes=chunk_bytes,
         max_update_bytes=task.max_update_bytes,
-        max_staleness=rule.max_staleness,
+        max_staleness=rule.oldest_admitted,
         wait_for_new_version=rule.synchronous,
         resend_seconds=task.resend_seconds,
+        clip_norm=task.clip_norm,
     )

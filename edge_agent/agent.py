@@ -109,6 +109,11 @@ class Agent:
         self._links = Links()
         self._stopping = False
 
+    @property
+    def state(self) -> State:
+        """Where in its cycle it is."""
+        return self._session.state
+
     def stop(self) -> None:
         """Let `run` end soon. The one method that other threads and signals may call."""
         self._stopping = True

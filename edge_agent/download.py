@@ -5,7 +5,9 @@ missing, subscribing to their chunks brings those; each subscription ends when i
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from fedmq import wire
 from fedmq.errors import WireError
@@ -18,6 +20,10 @@ from .frames import FrameCache, FrameReader
 
 log = logging.getLogger(__name__)
 
+#: Chunks asked for at a time. A broker queues so many messages for one client and drops the others, mosquitto 1000
+#: by default, and a device has to hold what comes.
+_WINDOW: Final = 32
+
 
 class Download:
     """The newest model, on request.
@@ -26,7 +32,7 @@ class Download:
         transport: where from.
         topics: of the federation.
         layout: the plan's.
-        cache: where keyframes are kept.
+        cache: where frames are kept.
         on_model: called with each complete model.
     """
 
@@ -41,7 +47,9 @@ class Download:
         self._transport, self._topics, self._on_model = transport, topics, on_model
         self._reader = FrameReader(layout, cache)
         self._head: ModelHead | None = None
+        # By topic: the chunks that were asked for, and those that will be when these have come.
         self._chunks: dict[str, tuple[ObjectRef, int]] = {}
+        self._later: deque[tuple[str, tuple[ObjectRef, int]]] = deque()
         self._newest: tuple[int, int] | None = None
         self._active = False
 
@@ -53,15 +61,15 @@ class Download:
     def stop(self) -> None:
         """Ask no more. What is still on its way will not be taken."""
         self._active = False
-        self._drop_chunks()
-        self._head = None
+        for topic in self._chunks:
+            self._transport.unsubscribe(topic)
+        self._forget()
         self._transport.unsubscribe(self._topics.model)
 
     def reset(self) -> None:
         """The connection is gone, and with it every subscription."""
         self._active = False
-        self._chunks.clear()
-        self._head = None
+        self._forget()
 
     def take(self, delivery: Delivery) -> bool:
         """Take a message if it belongs to a model.
@@ -89,14 +97,17 @@ class Download:
         if self._newest is not None and head.epoch == self._newest[0] and head.version < self._newest[1]:
             log.warning("ignored version %d: version %d was seen before", head.version, self._newest[1])
             return
-        self._drop_chunks()
-        missing = self._reader.begin(head)
+        missing = {
+            self._topics.object(ref.id, index): (ref, index) for ref, index in self._reader.begin(head)
+        }
         self._head, self._newest = head, key
-        for ref, index in missing:
-            topic = self._topics.object(ref.id, index)
-            self._chunks[topic] = ref, index
-            self._transport.subscribe(topic)
-        if not missing:
+        # What was asked for and is wanted still is on its way already.
+        for topic in self._chunks.keys() - missing.keys():
+            self._transport.unsubscribe(topic)
+        self._chunks = {topic: missing.pop(topic) for topic in self._chunks if topic in missing}
+        self._later = deque(missing.items())
+        self._ask()
+        if not self._chunks:
             self._finish()
 
     def _take_chunk(self, topic: str, payload: bytes) -> None:
@@ -104,9 +115,16 @@ class Download:
             return  # a retired object; a newer head is on its way
         ref, index = self._chunks.pop(topic)
         self._transport.unsubscribe(topic)
+        self._ask()
         self._reader.add(ref, index, payload)
         if not self._chunks:
             self._finish()
+
+    def _ask(self) -> None:
+        while self._later and len(self._chunks) < _WINDOW:
+            topic, chunk = self._later.popleft()
+            self._chunks[topic] = chunk
+            self._transport.subscribe(topic)
 
     def _finish(self) -> None:
         if self._head is None:
@@ -114,7 +132,7 @@ class Download:
         self._head = None
         self._on_model(self._reader.assemble())
 
-    def _drop_chunks(self) -> None:
-        for topic in self._chunks:
-            self._transport.unsubscribe(topic)
+    def _forget(self) -> None:
         self._chunks.clear()
+        self._later.clear()
+        self._head = None

@@ -9,6 +9,10 @@ float32,
 
 and when an update is refused, what it sent comes back: `residual'' = residual' + sent`. Buffers are sent dense and
 leave no residual.
+
+A plan may have the delta clipped to a norm. That is done before the residual is added: it bounds what one piece of
+training may want, and what was clipped is given up on purpose, it does not return through the residual. Clipping the
+sum instead would hold back what earlier updates still owe, and then that debt grows with every update.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +40,11 @@ class Encoded:
 
 
 def encode_with_feedback(
-    layout: ParamLayout, pipeline: Pipeline, delta: ParamVector, residual: ParamVector | None
+    layout: ParamLayout,
+    pipeline: Pipeline,
+    delta: ParamVector,
+    residual: ParamVector | None,
+    clip_norm: float = 0.0,
 ) -> Encoded:
     """Encode `delta + residual` and keep what the codec drops.
 
@@ -45,6 +53,7 @@ def encode_with_feedback(
         pipeline: the plan's.
         delta: `local − base`, float32, shape (layout.size,).
         residual: what stayed behind before, shape (layout.trainable_size,); None for nothing.
+        clip_norm: a trainable delta with a larger Euclidean norm is shortened to it; 0 for none.
 
     Raises:
         CodecError: the delta is not finite: training diverged.
@@ -53,6 +62,10 @@ def encode_with_feedback(
         raise CodecError("a buffer's delta is not finite: check the training, the learning rate first")
     wanted = delta.copy()
     head = wanted[: layout.trainable_size]
+    if clip_norm:
+        norm = float(np.linalg.norm(head.astype(np.float64)))
+        if norm > clip_norm:
+            head *= np.float32(clip_norm / norm)
     if residual is not None:
         head += residual
     payload = encoding.encode(layout, pipeline, wanted)

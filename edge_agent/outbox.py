@@ -7,6 +7,7 @@ doubled.
 The bounds, and what happens at each:
 
     number, bytes    the agent trains no further until receipts have made room; nothing is dropped
+    the disk         likewise: an update is not taken unless there is room left to take it out again
     age              counted in versions, and judged by the aggregator: an update that is more than the plan's
                      `max_staleness` behind is refused as stale, and its content returns to the residual
 
@@ -28,6 +29,10 @@ from fedmq.wire import MAX_RECEIPT_ENTRIES
 
 SCHEMA: Final = 1
 _APPLICATION_ID: Final = 0x464D514F  # "FMQO"
+#: Pages in SQLite's log after which it is worked into the file: 128 KB. SQLite's own 1000 are the whole of a 4 MB disk.
+#: An update leaves its model's residual, 100 pages for 407 KB, and so is worked in at once: written twice, once for
+#: each training. Small models share a round.
+_LOG_PAGES: Final = 32
 
 _TABLES: Final = """
 CREATE TABLE outbox (seq INTEGER PRIMARY KEY, message BLOB NOT NULL, created REAL NOT NULL);
@@ -64,7 +69,12 @@ class Outbox:
         self._max_updates = min(max_updates, MAX_RECEIPT_ENTRIES)
         self._max_bytes = max_bytes
         self._file = Database(
-            path, tables=_TABLES, application_id=_APPLICATION_ID, schema=SCHEMA, purpose="agent's outbox"
+            path,
+            tables=_TABLES,
+            application_id=_APPLICATION_ID,
+            schema=SCHEMA,
+            purpose="agent's outbox",
+            log_pages=_LOG_PAGES,
         )
         self._db = self._file.connection
         try:
@@ -92,8 +102,17 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether no further update may be put in."""
-        return len(self._sizes) >= self._max_updates or sum(self._sizes.values()) >= self._max_bytes
+        """Whether no further update may be put in.
+
+        Also when one update has waited while so many later ones were settled that a receipt could not tell of all
+        of them: the aggregator drops an update that is `MAX_RECEIPT_ENTRIES` or more beyond its floor, and since the
+        floor is part of its bytes, it would be dropped each time, for ever.
+        """
+        return (
+            len(self._sizes) >= self._max_updates
+            or sum(self._sizes.values()) >= self._max_bytes
+            or self.next_seq - self.floor >= MAX_RECEIPT_ENTRIES
+        )
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -114,9 +133,11 @@ class Outbox:
             Its number.
 
         Raises:
-            StoreError: the disk is full or fails; nothing has changed.
+            StoreError: the disk is full, or nearly, or fails; nothing has changed.
         """
         seq = self._next
+        with self._file.explained("write"):
+            self._file.check_room(len(message) + residual.nbytes, replaces=self._residual_bytes())
         with self._file.explained("write"), self._file.transaction():
             self._db.execute("INSERT INTO outbox VALUES (?, ?, ?)", (seq, message, created))
             self._set("next", seq + 1)
@@ -181,6 +202,10 @@ class Outbox:
 
     def _set(self, key: str, value: int | bytes) -> None:
         self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
+
+    def _residual_bytes(self) -> int:
+        row = self._db.execute("SELECT length(value) FROM state WHERE key = 'residual'").fetchone()
+        return int(row[0]) if row else 0
 
     def _set_residual(self, residual: ParamVector, fingerprint: bytes) -> None:
         self._set("residual", residual.astype("<f4", copy=False).tobytes())

@@ -24,6 +24,9 @@ from .trainer import Task, TrainingStoppedError, TrainResult
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
+#: LeNet-5's second convolution and poolings leave nothing of a smaller image.
+_LENET_SIDE = 12
+
 
 class Optimizer(Protocol):
     """What the training loop needs of an optimiser; all of `torch.optim` has it."""
@@ -216,15 +219,59 @@ def mlp(
         hidden: likewise.
         classes: likewise.
     """
-    # One device, one core: ten agents on a small box would otherwise fight for all of them.
-    torch.set_num_threads(1)
-    features = int(settings.get("features", features))
     hidden, classes = int(settings.get("hidden", hidden)), int(settings.get("classes", classes))
+    features = int(settings.get("features", features))
     torch.manual_seed(int(settings.get("seed", 0)))
     model = nn.Sequential()
     model.add_module("hidden", nn.Linear(features, hidden))
     model.add_module("relu", nn.ReLU())
     model.add_module("output", nn.Linear(hidden, classes))
+    return _classifier(model, settings, data, features=features, classes=classes)
+
+
+def lenet(settings: Mapping[str, Scalar], *, data: str, side: int = 28, classes: int = 10) -> TorchTrainer:
+    """The trainer that plans call `torch-lenet`: LeNet-5 (LeCun et al. 1998) with ReLU and max pooling.
+
+    61,706 parameters for grey images of 28 × 28 pixels in ten classes.
+
+    Args:
+        settings: the plan's: `side`, `classes`, `seed`, `learning_rate`, `batch_size`.
+        data: this device's `.npz` file, see `localdata`.
+        side: pixels along one side of an image; used when the plan does not say. At least 12.
+        classes: likewise.
+    """
+    side, classes = int(settings.get("side", side)), int(settings.get("classes", classes))
+    if side < _LENET_SIDE:
+        raise SettingError("task.settings side", side, f"at least {_LENET_SIDE} pixels are allowed")
+    torch.manual_seed(int(settings.get("seed", 0)))
+    pooled = (side // 2 - 4) // 2  # a second convolution of 5 × 5, and two poolings
+    layers: dict[str, nn.Module] = {
+        "image": nn.Unflatten(1, (1, side, side)),
+        "conv1": nn.Conv2d(1, 6, 5, padding=2),
+        "relu1": nn.ReLU(),
+        "pool1": nn.MaxPool2d(2),
+        "conv2": nn.Conv2d(6, 16, 5),
+        "relu2": nn.ReLU(),
+        "pool2": nn.MaxPool2d(2),
+        "flat": nn.Flatten(),
+        "hidden1": nn.Linear(16 * pooled * pooled, 120),
+        "relu3": nn.ReLU(),
+        "hidden2": nn.Linear(120, 84),
+        "relu4": nn.ReLU(),
+        "output": nn.Linear(84, classes),
+    }
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    return _classifier(model, settings, data, features=side * side, classes=classes)
+
+
+def _classifier(
+    model: nn.Module, settings: Mapping[str, Scalar], data: str, *, features: int, classes: int
+) -> TorchTrainer:
+    """A trainer of a model whose outputs are one number for each class."""
+    # One device, one core: ten agents on a small box would otherwise fight for all of them.
+    torch.set_num_threads(1)
     train = load_local_data(data, "train", features=features, classes=classes)
     test = load_local_data(data, "test", features=features, classes=classes)
     batch_size = int(settings.get("batch_size", 32))

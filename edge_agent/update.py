@@ -55,7 +55,11 @@ def put_update(outbox: Outbox, client: ClientId, plan: Plan, base: GlobalModel, 
     with np.errstate(over="ignore", invalid="ignore"):  # the encoder finds it and says what it means
         delta = result.vector - base.vector
         encoded = encode_with_feedback(
-            layout, parse_pipeline(plan.codec), delta, outbox.residual(layout.fingerprint)
+            layout,
+            parse_pipeline(plan.codec),
+            delta,
+            outbox.residual(layout.fingerprint),
+            plan.clip_norm,
         )
     message = wire.pack_update(
         ModelUpdate(

@@ -3,9 +3,13 @@
 The counterpart of `download`. An update that does not fit the plan's `chunk_bytes` goes in chunks, a few on their way
 at a time, so that neither memory nor the transport's queue grows with the update. It is taken once the broker has
 acknowledged all of them; whether it counts is the receipt's to say (law 4).
+
+Small updates overlap. Large ones go one after the other: the aggregator keeps few unfinished updates of a client, and
+would drop the chunks of the others.
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -56,9 +60,12 @@ class Upload:
         self.chunk_bytes = DEFAULT_CHUNK_BYTES
         self._sending: dict[int, _Sending] = {}
         self._owners: dict[PublishToken, int] = {}
+        # The update in chunks that has some yet to be published, and those that wait for it.
+        self._unfinished: int | None = None
+        self._waiting: deque[int] = deque()
 
     def send(self, seq: int) -> NotTaken | None:
-        """Begin to publish an update.
+        """Begin to publish an update, or let it wait for its turn.
 
         Args:
             seq: its number; not on its way already.
@@ -71,6 +78,9 @@ class Upload:
         except StoreError as error:
             log.error("%s Update %d is not sent; trying again.", error, seq)
             return NotTaken(seq=seq)
+        if len(message) > self.chunk_bytes and self._unfinished is not None:
+            self._waiting.append(seq)
+            return None
         self._sending[seq] = _Sending(packets=self._packets(seq, message))
         return self._publish_more(seq)
 
@@ -80,6 +90,10 @@ class Upload:
         Returns:
             What became of an update, if that is known now.
         """
+        outcome = self._settle(event)
+        return self._send_waiting() if outcome is None else outcome
+
+    def _settle(self, event: PublishAccepted | PublishRefused) -> Taken | NotTaken | None:
         seq = self._owners.pop(event.token, None)
         if seq is None:
             return None  # not an update's, or one of an attempt that was given up
@@ -94,9 +108,23 @@ class Upload:
         del self._sending[seq]
         return Taken(seq=seq)
 
+    def _send_waiting(self) -> NotTaken | None:
+        """Begin with those that wait, as far as their turn has come; after a failure the next event goes on."""
+        while self._waiting and self._unfinished is None:
+            seq = self._waiting.popleft()
+            # It may have been settled meanwhile: by a receipt for an earlier attempt.
+            if seq in self._outbox and (failure := self.send(seq)) is not None:
+                return failure
+        return None
+
     def _publish_more(self, seq: int) -> NotTaken | None:
         sending = self._sending[seq]
-        while len(sending.tokens) < WINDOW and (packet := next(sending.packets, None)) is not None:
+        while len(sending.tokens) < WINDOW:
+            packet = next(sending.packets, None)
+            if packet is None:
+                if self._unfinished == seq:
+                    self._unfinished = None
+                return None
             try:
                 token = self._transport.publish(self._topic, packet)
             except TransportError as error:
@@ -104,10 +132,13 @@ class Upload:
                 return self._give_up(seq)
             sending.tokens.add(token)
             self._owners[token] = seq
+        self._unfinished = seq
         return None
 
     def _give_up(self, seq: int) -> NotTaken:
         """Forget this attempt; what is still on its way of it changes nothing."""
+        if self._unfinished == seq:
+            self._unfinished = None
         for token in self._sending.pop(seq).tokens:
             self._owners.pop(token, None)
         return NotTaken(seq=seq)

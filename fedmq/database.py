@@ -4,15 +4,26 @@ WAL with `synchronous=FULL`: a committed transaction survives a power cut, as fa
 Every failure becomes a `StoreError` that names the file and says what to do.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 from .errors import StoreError
+
+#: Pages in the log after which SQLite works it into the file, unless told otherwise.
+DEFAULT_LOG_PAGES: Final = 1000
+#: A page of the file, what of it a long value fills, and what it takes in the log (sqlite.org/fileformat2.html).
+_PAGE: Final = 4096
+_PAGE_DATA: Final = _PAGE - 4
+_PAGE_IN_LOG: Final = _PAGE + 24
+#: Pages that a transaction writes beside its long values: rows, tables, lists of free pages.
+_OTHER_PAGES: Final = 16
 
 
 class Database:
@@ -24,6 +35,8 @@ class Database:
         application_id: tells our files from others' (SQLite's `PRAGMA application_id`).
         schema: the number of this release's schema.
         purpose: what the file is, for messages.
+        log_pages: pages of 4 KB after which the write-ahead log is worked into the file. The log beside the file grows
+            to so many and one transaction; fewer mean less room, and more writing.
         read_only: look at it without holding it, also while another process writes; it must exist.
 
     Raises:
@@ -38,16 +51,18 @@ class Database:
         application_id: int,
         schema: int,
         purpose: str,
+        log_pages: int = DEFAULT_LOG_PAGES,
         read_only: bool = False,
     ) -> None:
         self.path = path
         self._purpose = purpose
+        self._log_pages = log_pages
         self._lock = -1
         if read_only:
             self._open_read_only(application_id, schema)
             return
         with self.explained("open"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             self._take_lock()
             try:
                 # The agent trains in one thread and publishes in another; it takes turns, SQLite need not check.
@@ -90,12 +105,16 @@ class Database:
         is_new = self._check(application_id, schema)
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
+        execute(f"PRAGMA wal_autocheckpoint = {self._log_pages}")
+        # Debian's SQLite overwrites with zeros what is deleted, which writes it once more, and takes room in the log.
+        execute("PRAGMA secure_delete = OFF")
         if is_new:
             with self.transaction():
                 for statement in tables.split(";"):
                     execute(statement)
                 execute(f"PRAGMA application_id = {application_id}")
                 execute(f"PRAGMA user_version = {schema}")
+            _flush_folder(self.path.parent)
 
     def _check(self, application_id: int, schema: int) -> bool:
         """Whether the file is empty; raises when it is not ours."""
@@ -128,10 +147,34 @@ class Database:
     def _empty_log(self) -> None:
         """Move SQLite's write-ahead log into the file, so that the next attempt finds the room that it took.
 
-        SQLite does so by itself only after a thousand pages, 4 MB: on a disk that is full, that is never.
+        SQLite does so by itself only after `log_pages`: on a disk that is full, that may be never.
         """
         with suppress(sqlite3.Error):
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def check_room(self, adds: int, *, replaces: int = 0) -> None:
+        """Refuse a transaction that would leave no room for a deletion after it.
+
+        Its pages go into the log first and into the file later. If the file cannot grow by then, the log can never be
+        emptied; and on a disk that it has filled, not even what makes room again can be written. So there must be
+        room for both, and for as many pages again as may wait in the log.
+
+        Args:
+            adds: bytes of the long values that it writes.
+            replaces: bytes of those that it removes, whose pages it uses again.
+
+        Raises:
+            OSError: there is less room (ENOSPC); made a `StoreError` by `explained`.
+        """
+        disk = os.statvfs(self.path.parent)
+        log = self.path.with_name(f"{self.path.name}-wal").stat().st_size  # used again from its start
+        (free_pages,) = self.connection.execute("PRAGMA freelist_count").fetchone()
+        pages = adds // _PAGE_DATA + _OTHER_PAGES
+        growth = max(pages - replaces // _PAGE_DATA - free_pages, 0)
+        needed = (pages + growth + 2 * self._log_pages) * _PAGE_IN_LOG
+        room = disk.f_bavail * disk.f_frsize + log
+        if room < needed:
+            raise OSError(errno.ENOSPC, f"No space left: {needed} bytes are needed, {room} are there")
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:
@@ -156,6 +199,27 @@ class Database:
             self._lock = -1
 
 
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, so that a power cut leaves them there."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _flush_folder(made.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have a folder's new entries on the disk: flushing a file does not flush its name.
+
+    As far as the file system does that for folders; SQLite, too, goes on where one does not.
+    """
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _advice(error: str) -> str:
     for words, advice in (
         (("full", "No space"), "Free some space; nothing that was acknowledged is lost."),
@@ -167,6 +231,8 @@ def _advice(error: str) -> str:
             ("readonly", "Read-only", "Permission", "unable to open"),
             "Check that this user may write the file and its folder.",
         ),
+        # SQLite says so of a full disk, too, for instance when it has no room for the log's index.
+        (("disk I/O",), "Is the disk full, or failing? Nothing that was acknowledged is lost."),
     ):
         if any(word in error for word in words):
             return advice

@@ -2,13 +2,14 @@
 
     payload = the codec's bytes for the trainable head · little-endian float32 for each buffer scalar
 
-Updates, keyframes and cumulative deltas all travel in this form. Buffers (BatchNorm's running statistics) are
+Updates, frames and cumulative deltas all travel in this form. Buffers (BatchNorm's running statistics) are
 few and must not be sparsified, so they are never given to the codec.
 """
 
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from .layout import ParamLayout
 from .types import ParamVector
 
 _FLOAT = np.dtype("<f4")
+#: Bytes of all objects that one head names, for each scalar of the model and besides: what an edge has to hold.
+MODEL_BYTES_PER_SCALAR: Final = 64
+MODEL_BYTES_ALWAYS: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,6 +89,11 @@ def decode(layout: ParamLayout, pipeline: Pipeline, payload: bytes) -> DecodedVe
 def max_payload_bytes(layout: ParamLayout, pipeline: Pipeline) -> int:
     """No valid payload is longer."""
     return pipeline.max_payload_bytes(layout.geometry) + layout.buffer_size * _FLOAT.itemsize
+
+
+def max_model_bytes(layout: ParamLayout) -> int:
+    """No head's objects are longer together."""
+    return MODEL_BYTES_PER_SCALAR * layout.size + MODEL_BYTES_ALWAYS
 
 
 def digest(vector: ParamVector) -> bytes:

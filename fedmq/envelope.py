@@ -138,6 +138,10 @@ class Fields:
         """A map within the map."""
         return Fields(f"{self._what}.{key}", self._map.get(key))
 
+    def subs(self, key: str, high: int) -> "list[Fields]":
+        """A list of at most `high` maps within the map."""
+        return [Fields(f"{self._what}.{key}", entry) for entry in self.items(key, high)]
+
     def is_binary(self, key: str) -> bool:
         """Whether the field holds bytes."""
         return isinstance(self._map.get(key), bytes)

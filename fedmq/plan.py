@@ -39,6 +39,7 @@ class Plan:
         wait_for_new_version: a client trains once on each version (synchronous FedAvg), instead of going on
             with the newest it can get.
         resend_seconds: after how long without a receipt a client sends an update again.
+        clip_norm: a longer delta is shortened to this Euclidean norm before the residual is added; 0 for none.
     """
 
     epoch: int
@@ -52,3 +53,4 @@ class Plan:
     max_staleness: int = 100
     wait_for_new_version: bool = False
     resend_seconds: float = 60.0
+    clip_norm: float = 0.0

@@ -164,8 +164,8 @@ class ObjectRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keyframe:
-    """A full model that later heads refer to.
+class Frame:
+    """A published state of the model that later heads refer to.
 
     Attributes:
         codec: the pipeline that encoded it.
@@ -178,7 +178,7 @@ class Keyframe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CumulativeDelta:
-    """The difference from the decoded keyframe to this version, whatever lies between.
+    """The difference from the last frame to this version, whatever lies between.
 
     Attributes:
         codec: the pipeline that encoded it.
@@ -197,15 +197,15 @@ class ModelHead:
         epoch: the model epoch.
         version: the version.
         fingerprint: the layout's, 8 bytes.
-        keyframe: the full model to start from.
-        delta: what to add to it; None when the keyframe is this version.
+        frames: the full model to start from, the keyframe, and what to add to it, one after the other.
+        delta: what to add to that; None when the last frame is this version.
         digest: `fedmq.encoding.digest` of the decoded vector; both ends check it (law 6).
     """
 
     epoch: int
     version: ModelVersion
     fingerprint: bytes
-    keyframe: Keyframe
+    frames: tuple[Frame, ...]
     delta: CumulativeDelta | None
     digest: bytes
 

@@ -17,7 +17,7 @@ from .types import (
     Chunk,
     ClientId,
     CumulativeDelta,
-    Keyframe,
+    Frame,
     ModelHead,
     ModelUpdate,
     ModelVersion,
@@ -34,6 +34,8 @@ MAX_CODEC: Final = MAX_TEXT
 _REASONS: Final = frozenset(Rejection)
 MAX_METRICS: Final = 16
 MAX_CHUNKS: Final = 65_536
+#: Frames that a head names at most.
+MAX_FRAMES: Final = 64
 #: Also the bound on a client's outbox: a receipt covers everything that may still lie in it.
 MAX_RECEIPT_ENTRIES: Final = 256
 #: A row of the layout is a list of four, one of which is a list of sides.
@@ -178,24 +180,40 @@ def _read_refusal(fields: Fields, key: str, entry: list[object]) -> Refusal:
 
 
 def _pack_object(ref: ObjectRef) -> dict[str, object]:
-    return {"i": ref.id, "z": ref.size, "o": ref.chunks}
+    return {"i": bytes.fromhex(ref.id), "z": ref.size, "o": ref.chunks}
 
 
 def _read_object(fields: Fields) -> ObjectRef:
-    object_id = fields.text("i", 32)
-    if len(object_id) != 32 or not set(object_id) <= set("0123456789abcdef"):
-        raise fields.wrong("i", "an object id is 32 lower-case hexadecimal digits")
-    return ObjectRef(id=object_id, size=fields.integer("z", 1), chunks=fields.integer("o", 1, MAX_CHUNKS))
+    return ObjectRef(
+        id=fields.binary("i", 16).hex(),
+        size=fields.integer("z", 1),
+        chunks=fields.integer("o", 1, MAX_CHUNKS),
+    )
+
+
+def _read_frames(fields: Fields) -> tuple[Frame, ...]:
+    frames: list[Frame] = []
+    for part in fields.subs("k", MAX_FRAMES):
+        # a frame encoded like the one before it does not repeat the codec
+        codec = part.text("q", MAX_CODEC) if part.has("q") or not frames else frames[-1].codec
+        frames.append(Frame(codec=codec, content=_read_object(part)))
+    if not frames:
+        raise fields.wrong("k", "a head has at least one frame")
+    return tuple(frames)
 
 
 def pack_head(head: ModelHead) -> bytes:
     """The head of the newest model."""
+    codecs = ["", *(frame.codec for frame in head.frames)]
     body: dict[str, object] = {
         "e": head.epoch,
         "v": head.version,
         "l": head.fingerprint,
         "h": head.digest,
-        "k": {"q": head.keyframe.codec, "o": _pack_object(head.keyframe.content)},
+        "k": [
+            _pack_object(frame.content) | ({} if before == frame.codec else {"q": frame.codec})
+            for before, frame in zip(codecs, head.frames, strict=False)
+        ],
     }
     if head.delta is not None:
         content = head.delta.content
@@ -211,7 +229,6 @@ def unpack_head(data: bytes) -> ModelHead:
         WireError: the bytes are not one.
     """
     fields = unpack(Kind.MODEL, data)
-    keyframe = fields.sub("k")
     delta = None
     if fields.has("d"):
         part = fields.sub("d")
@@ -221,7 +238,7 @@ def unpack_head(data: bytes) -> ModelHead:
         epoch=fields.integer("e", 1),
         version=ModelVersion(fields.integer("v")),
         fingerprint=fields.binary("l", 8),
-        keyframe=Keyframe(codec=keyframe.text("q", MAX_CODEC), content=_read_object(keyframe.sub("o"))),
+        frames=_read_frames(fields),
         delta=delta,
         digest=fields.binary("h", 16),
     )
@@ -258,22 +275,22 @@ def _read_state(fields: Fields) -> PresenceState:
 
 def pack_plan(plan: Plan) -> bytes:
     """The plan."""
-    return pack(
-        Kind.PLAN,
-        {
-            "e": plan.epoch,
-            "l": plan.layout.rows,
-            "t": plan.trainer,
-            "x": dict(plan.trainer_settings),
-            "k": plan.local_epochs,
-            "q": plan.codec,
-            "o": plan.chunk_bytes,
-            "z": plan.max_update_bytes,
-            "a": plan.max_staleness,
-            "w": plan.wait_for_new_version,
-            "r": plan.resend_seconds,
-        },
-    )
+    body: dict[str, object] = {
+        "e": plan.epoch,
+        "l": plan.layout.rows,
+        "t": plan.trainer,
+        "x": dict(plan.trainer_settings),
+        "k": plan.local_epochs,
+        "q": plan.codec,
+        "o": plan.chunk_bytes,
+        "z": plan.max_update_bytes,
+        "a": plan.max_staleness,
+        "w": plan.wait_for_new_version,
+        "r": plan.resend_seconds,
+    }
+    if plan.clip_norm:
+        body["n"] = plan.clip_norm
+    return pack(Kind.PLAN, body)
 
 
 def unpack_plan(data: bytes) -> Plan:
@@ -291,6 +308,9 @@ def unpack_plan(data: bytes) -> Plan:
     resend_seconds = fields.number("r")
     if not 0 < resend_seconds < math.inf:  # written so that NaN fails
         raise fields.wrong("r", f"{resend_seconds} is not a number of seconds above 0")
+    clip_norm = fields.number("n") if fields.has("n") else 0.0
+    if not 0 <= clip_norm < math.inf:
+        raise fields.wrong("n", f"{clip_norm} is no norm")
     return Plan(
         epoch=fields.integer("e", 1),
         layout=_read_layout(fields),
@@ -303,6 +323,7 @@ def unpack_plan(data: bytes) -> Plan:
         max_staleness=fields.integer("a"),
         wait_for_new_version=fields.flag("w"),
         resend_seconds=resend_seconds,
+        clip_norm=clip_norm,
     )
 
 

@@ -154,7 +154,7 @@ class Recorder:
                 self._copy(t, entry, "client", "seq", "reason")
             case "publish":
                 view.version = max(view.version, entry["version"])
-                self._copy(t, entry, "version", "keyframe_bytes", "delta_bytes")
+                self._copy(t, entry, "version", "frame_bytes", "delta_bytes")
             case "aggregator":
                 self._write(t, kind, state=entry["state"])
             case "evaluation" if "accuracy" in entry:

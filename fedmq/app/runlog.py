@@ -60,7 +60,7 @@ class Publish:
 
     t: float
     version: int
-    keyframe_bytes: int
+    frame_bytes: int
     delta_bytes: int
 
 

@@ -129,12 +129,12 @@ def _facts(retained: dict[str, bytes], topics: Topics, shard: str) -> list[tuple
 
 
 def _describe(head: ModelHead, size: int) -> str:
-    keyframe = decimal(head.keyframe.content.size)
+    frames = " + ".join(decimal(frame.content.size) for frame in head.frames)
     if head.delta is None:
-        return f"version {head.version}, the keyframe itself ({keyframe})"
+        return f"version {head.version}, frames of {frames}"
     content = head.delta.content
     delta = content.size if isinstance(content, ObjectRef) else size
-    return f"version {head.version}, {decimal(delta)} beyond a keyframe of {keyframe}"
+    return f"version {head.version}, {decimal(delta)} beyond frames of {frames}"
 
 
 def _stats(payload: bytes) -> str:

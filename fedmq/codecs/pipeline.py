@@ -278,21 +278,26 @@ def check_order(stages: Sequence[Codec]) -> None:
     # Walk along the shapes that still fit.
     fitting = _SHAPES
     for place, stage in enumerate(stages):
-        allowed = [shape[place] for shape in fitting if place < len(shape)]
+        choices = _choices(fitting, place)
         fitting = tuple(s for s in fitting if place < len(s) and isinstance(stage, s[place]))
         if not fitting:
             where = f"after {stages[place - 1]}" if place else "first"
-            raise CodecError(f"{where} comes {_choices(allowed)}, not {stage}, a {stage.kind}")
+            raise CodecError(f"{where} comes {choices}, not {stage}, {_article(stage.kind)}")
     if not any(len(shape) == len(stages) for shape in fitting):
-        allowed = [shape[len(stages)] for shape in fitting]
-        raise CodecError(f"after {stages[-1]} comes {_choices(allowed)}; the text ends there")
+        raise CodecError(f"after {stages[-1]} comes {_choices(fitting, len(stages))}; the text ends there")
 
 
-def _choices(kinds: Sequence[type[Codec]]) -> str:
-    """Name what may come, with the built-in codecs of each kind."""
-    if not kinds:
-        return "the end"
-    return " or ".join(
-        f"{'an' if kind.kind[0] in 'aeiou' else 'a'} {kind.kind} ({', '.join(c.usage() for c in BUILT_IN.values() if issubclass(c, kind))})"
-        for kind in dict.fromkeys(kinds)
-    )
+def _choices(fitting: Sequence[tuple[type[Codec], ...]], place: int) -> str:
+    """Name the kinds that may come, with the ids of the built-in codecs of each."""
+    kinds = dict.fromkeys(shape[place] for shape in fitting if place < len(shape))
+    choices = []
+    for kind in kinds:
+        ids = ", ".join(name for name, codec in BUILT_IN.items() if issubclass(codec, kind))
+        choices.append(f"{_article(kind.kind)} ({ids})" if ids else _article(kind.kind))
+    if any(len(shape) == place for shape in fitting):
+        choices.append("nothing")
+    return " or ".join(choices)
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

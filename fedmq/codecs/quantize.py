@@ -1,4 +1,4 @@
-"""Quantisers: float32 values as integers of a fixed width.
+"""Quantisers that round: float32 values as they are, as halves, or as integers with scales.
 
 Each says how far a decoded value may be from the original. Rounding is deterministic: what it loses is not
 lost, it stays in the sender's residual (law 8). A decoded value never has the opposite sign of the original
@@ -9,22 +9,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmq.codecs.base import Quantizer, Symbols
+from fedmq.codecs.blocks import (
+    NO_PARAMETERS,
+    count_blocks,
+    find_scales,
+    require_block,
+    require_finite,
+    require_scales,
+    spread,
+)
 from fedmq.codecs.vector import FloatVector
-from fedmq.errors import CodecError
-
-_NO_PARAMETERS = np.zeros(0, np.float32)
-_SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
-# Rounded down, so that 127 steps of it are finite.
-_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
-
-
-def _require_finite(numbers: FloatVector | NDArray[np.float16]) -> None:
-    """Refuse NaN and infinity by their bits, before arithmetic that would warn of a signalling NaN."""
-    if not np.isfinite(numbers).all():
-        raise ValueError("a value or scale is not finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +40,7 @@ class Float32(Quantizer):
 
     def quantize(self, values: FloatVector) -> Symbols:
         """Take the bits of each value."""
-        return Symbols(parameters=_NO_PARAMETERS, codes=values.view(np.uint32))
+        return Symbols(parameters=NO_PARAMETERS, codes=values.view(np.uint32))
 
     def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
         """Return the values.
@@ -53,7 +49,7 @@ class Float32(Quantizer):
             ValueError: one is not finite.
         """
         values = symbols.codes.view(np.float32)
-        _require_finite(values)
+        require_finite(values)
         return values
 
 
@@ -80,7 +76,7 @@ class Float16(Quantizer):
         """Round to half precision, saturating."""
         largest = np.float32(np.finfo(np.float16).max)
         halves = np.clip(values, -largest, largest).astype(np.float16)
-        return Symbols(parameters=_NO_PARAMETERS, codes=halves.view(np.uint16))
+        return Symbols(parameters=NO_PARAMETERS, codes=halves.view(np.uint16))
 
     def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
         """Return the halves as float32, which is exact.
@@ -89,7 +85,7 @@ class Float16(Quantizer):
             ValueError: one is not finite.
         """
         halves = symbols.codes.view(np.float16)
-        _require_finite(halves)
+        require_finite(halves)
         return halves.astype(np.float32)
 
 
@@ -113,10 +109,7 @@ class Int8(Quantizer):
     block: int = 1024
 
     def __post_init__(self) -> None:
-        if not 1 <= self.block < 2**31:
-            raise CodecError(
-                f"int8: block = {self.block!r} cannot be used: it is a number of values from 1 to 2**31 - 1"
-            )
+        require_block(self, self.block)
 
     @property
     def bits(self) -> int:
@@ -125,19 +118,16 @@ class Int8(Quantizer):
 
     def parameter_count(self, count: int) -> int:
         """Return one scale for each block begun."""
-        return -(-count // self.block)
+        return count_blocks(count, self.block)
 
     def quantize(self, values: FloatVector) -> Symbols:
         """Find each block's scale and round to multiples of it."""
         if not values.shape[0]:
-            return Symbols(parameters=_NO_PARAMETERS, codes=np.zeros(0, np.uint8))
-        starts = np.arange(0, values.shape[0], self.block)
-        largest: FloatVector = np.maximum.reduceat(np.abs(values), starts)
-        scales = np.minimum(largest / np.float32(127), _LARGEST_SCALE)
-        scales[scales < _SMALLEST_NORMAL] = 0
+            return Symbols(parameters=NO_PARAMETERS, codes=np.zeros(0, np.uint8))
+        scales = find_scales(values, self.block, 127)
         # Where the scale is 0, all values are far below half of 1: dividing by 1 gives the codes 0.
         steps = np.where(scales > 0, scales, np.float32(1))
-        codes = np.rint(values / self._spread(steps, values.shape[0]))
+        codes = np.rint(values / spread(steps, self.block, values.shape[0]))
         return Symbols(parameters=scales, codes=codes.astype(np.int8).view(np.uint8))
 
     def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
@@ -148,57 +138,7 @@ class Int8(Quantizer):
                 127 steps are not.
         """
         scales, codes = symbols.parameters, symbols.codes.view(np.int8)
-        _require_finite(scales)
-        usable = (scales <= _LARGEST_SCALE) & ((scales >= _SMALLEST_NORMAL) | (scales == 0))
-        if not usable.all():
-            raise ValueError(f"a scale of {scales[~usable][0]} cannot be used")
+        require_scales(scales, 127)
         if (codes == -128).any():
             raise ValueError("code -128 is not used")
-        return codes.astype(np.float32) * self._spread(scales, codes.shape[0])
-
-    def _spread(self, scales: FloatVector, count: int) -> FloatVector:
-        return np.repeat(scales, self.block if scales.shape[0] > 1 else count)[:count]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ternary(Quantizer):
-    """One magnitude for all values and a sign bit each.
-
-    STC (Sattler et al. 2019, arXiv 1903.02891), Algorithm 1.
-
-    The magnitude is the mean of |x| over the kept values. The third value, zero, is a coordinate that was not
-    kept, so it needs a sparsifier before it. The error of a value x is ||x| - mean|.
-    """
-
-    id: ClassVar[str] = "ternary"
-    codes_zero: ClassVar[bool] = False
-
-    @property
-    def bits(self) -> int:
-        """Return 1."""
-        return 1
-
-    def parameter_count(self, count: int) -> int:
-        """Return one magnitude, none when there are no values."""
-        return min(count, 1)
-
-    def quantize(self, values: FloatVector) -> Symbols:
-        """Take the mean magnitude, summed in float64 and rounded to float32, and the signs."""
-        if not values.shape[0]:
-            return Symbols(parameters=_NO_PARAMETERS, codes=np.zeros(0, np.uint8))
-        magnitude = np.abs(values).mean(dtype=np.float64).astype(np.float32)
-        return Symbols(parameters=magnitude.reshape(1), codes=(values < 0).view(np.uint8))
-
-    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
-        """Return the magnitude with each sign; no arithmetic, so exact.
-
-        Raises:
-            ValueError: the magnitude is negative or not finite.
-        """
-        if not symbols.codes.shape[0]:
-            return symbols.parameters
-        magnitude = symbols.parameters[0]
-        if not np.isfinite(magnitude) or np.signbit(magnitude):
-            raise ValueError(f"a magnitude of {magnitude} cannot be used")
-        values: FloatVector = np.where(symbols.codes, -magnitude, magnitude)
-        return values
+        return codes.astype(np.float32) * spread(scales, self.block, count)

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Final
 
+from fedmq.codecs.adaptive import Budget, Threshold
 from fedmq.codecs.base import (
     Codec,
     EntropyCoder,
@@ -20,9 +21,14 @@ from fedmq.codecs.base import (
     Sparsifier,
     Transform,
 )
+from fedmq.codecs.lowrank import LowRank
 from fedmq.codecs.positions import U32, Bitmap, Rice
-from fedmq.codecs.quantize import Float16, Float32, Int8, Ternary
-from fedmq.codecs.sparse import TopK
+from fedmq.codecs.quantize import Float16, Float32, Int8
+from fedmq.codecs.randomk import RandomK
+from fedmq.codecs.rotate import Eden
+from fedmq.codecs.sign import Sign, Ternary
+from fedmq.codecs.sparse import TopK, TopKEach
+from fedmq.codecs.stochastic import QSGD
 from fedmq.errors import CodecError
 
 ENTRY_POINT_GROUP: Final = "fedmq.codecs"
@@ -30,11 +36,19 @@ _KINDS: Final = (Transform, Sparsifier, SeededSparsifier, Quantizer, PositionCod
 
 BUILT_IN: Final[Mapping[str, type[Codec]]] = MappingProxyType(
     {
+        "lowrank": LowRank,
         "topk": TopK,
+        "topk_each": TopKEach,
+        "threshold": Threshold,
+        "budget": Budget,
+        "randomk": RandomK,
         "float32": Float32,
         "float16": Float16,
         "int8": Int8,
         "ternary": Ternary,
+        "sign": Sign,
+        "qsgd": QSGD,
+        "eden": Eden,
         "rice": Rice,
         "bitmap": Bitmap,
         "u32": U32,

@@ -1,15 +1,17 @@
-"""Sparsifiers: which coordinates of a vector are worth sending.
+"""Sparsifiers that keep the largest coordinates: of the whole vector, or of each of its tensors.
 
-How the chosen values and positions are written is for quantisers and position coders.
+How the chosen values and positions are written is for quantisers and position coders. Which other rules there are
+for how many to keep: `adaptive`.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq.codecs.base import Sparsifier
+from fedmq.codecs.base import Codec, Sparsifier
 from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.vector import FloatVector, IndexVector
 from fedmq.errors import CodecError
@@ -35,30 +37,83 @@ class TopK(Sparsifier):
     fraction: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise CodecError(
-                f"topk: fraction = {self.fraction!r} cannot be used: it is a share above 0 and at most 1, "
-                "such as topk(0.01)"
-            )
+        require_share(self, "fraction", self.fraction)
 
     def select(self, vector: FloatVector, geometry: Geometry) -> IndexVector:
         """Choose the coordinates of largest magnitude: int32, increasing."""
-        count = self.max_count(geometry)
-        magnitude = np.abs(vector)
-        if count == magnitude.shape[0]:
-            return np.flatnonzero(magnitude).astype(np.int32)
-        # A threshold and two comparisons: sorted positions and the tie rule, without sorting anything.
-        threshold = _kth_largest(magnitude, count)
-        keep = magnitude > threshold
-        if threshold > 0:
-            ties = np.flatnonzero(magnitude == threshold)
-            keep[ties[: count - np.count_nonzero(keep)]] = True
-        return np.flatnonzero(keep).astype(np.int32)
+        return select_largest(vector, self.max_count(geometry))
 
     def max_count(self, geometry: Geometry) -> int:
         """Return `max(1, round(fraction * length))`, and 0 for an empty vector."""
-        length = geometry.length
-        return min(length, max(1, round(self.fraction * length)))
+        return share_of(geometry.length, self.fraction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopKEach(Sparsifier):
+    """Keep the fraction of coordinates with the largest magnitude, of each tensor.
+
+    Of a tensor of n coordinates it keeps `max(1, round(fraction * n))`, ties going to the lowest index, and never a
+    zero. A tensor whose values are small beside another's is never silent, which the choice over the whole vector
+    does not promise: layer-wise sparsification (Lin et al. 2018, Deep Gradient Compression, arXiv 1712.01887).
+
+    Attributes:
+        fraction: the share to keep, in (0, 1].
+
+    Examples:
+        >>> TopKEach(fraction=0.5).select(np.array([9, 8, 7, 1], np.float32), Geometry(((1, 2), (1, 2))))
+        array([0, 2], dtype=int32)
+    """
+
+    id: ClassVar[str] = "topk_each"
+    fraction: float
+
+    def __post_init__(self) -> None:
+        require_share(self, "fraction", self.fraction)
+
+    def select(self, vector: FloatVector, geometry: Geometry) -> IndexVector:
+        """Choose the coordinates of largest magnitude in each tensor: int32, increasing."""
+        chosen = [np.zeros(0, np.int32)]
+        for start, end in itertools.pairwise(geometry.starts):
+            chosen.append(start + select_largest(vector[start:end], share_of(end - start, self.fraction)))
+        return np.concatenate(chosen)
+
+    def max_count(self, geometry: Geometry) -> int:
+        """Return the sum of `max(1, round(fraction * n))` over the tensors."""
+        return sum(share_of(rows * columns, self.fraction) for rows, columns in geometry.shapes)
+
+
+def require_share(codec: Codec, name: str, value: float) -> None:
+    """Check that an argument is a share.
+
+    Raises:
+        CodecError: it is not above 0 and at most 1.
+    """
+    if not 0 < value <= 1:
+        raise CodecError(
+            f"{codec.id}: {name} = {value!r} cannot be used: it is a share above 0 and at most 1, such as 0.01"
+        )
+
+
+def share_of(length: int, fraction: float) -> int:
+    """Return `max(1, round(fraction * length))`, and 0 for nothing."""
+    return min(length, max(1, round(fraction * length)))
+
+
+def select_largest(vector: FloatVector, count: int) -> IndexVector:
+    """Choose the `count` coordinates of largest magnitude: int32, increasing.
+
+    Ties go to the lowest index. A zero is not chosen, so there may be fewer.
+    """
+    magnitude = np.abs(vector)
+    if count == magnitude.shape[0]:
+        return np.flatnonzero(magnitude).astype(np.int32)
+    # A threshold and two comparisons: sorted positions and the tie rule, without sorting anything.
+    threshold = _kth_largest(magnitude, count)
+    keep = magnitude > threshold
+    if threshold > 0:
+        ties = np.flatnonzero(magnitude == threshold)
+        keep[ties[: count - np.count_nonzero(keep)]] = True
+    return np.flatnonzero(keep).astype(np.int32)
 
 
 def _kth_largest(magnitude: FloatVector, count: int) -> np.float32:

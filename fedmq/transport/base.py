@@ -123,15 +123,32 @@ class Will:
 
 @dataclass(slots=True, kw_only=True)
 class Traffic:
-    """Bytes and packets of one client since its start, as MQTT sends them, with headers and acks.
+    """What the connections of one client have carried since its start.
 
-    TCP and IP headers and keep-alive pings are not in it.
+    Attributes:
+        bytes_sent: everything inside TCP, from each CONNECT to each DISCONNECT: pings, what MQTT sends again and TLS
+            included. The headers of TCP and IP are not in it, nor what TCP repeats by itself.
+        bytes_received: likewise.
+        payload_sent: how much of that were payloads of publishes; without those that a session which outlived its
+            connection was sent again.
+        payload_received: likewise, but all of them.
+        topic_sent: how much were those publishes' topics, without the two bytes of length before each.
+        topic_received: likewise.
+        packets_sent: MQTT packets, without pings.
+        packets_received: likewise.
+        measured: the bytes are the operating system's own count. Otherwise some connection's were added up from the
+            sizes of its packets, without pings and TLS.
     """
 
     bytes_sent: int = 0
     bytes_received: int = 0
+    payload_sent: int = 0
+    payload_received: int = 0
+    topic_sent: int = 0
+    topic_received: int = 0
     packets_sent: int = 0
     packets_received: int = 0
+    measured: bool = False
 
 
 def check_expiry(expiry: float | None) -> None:
@@ -149,7 +166,7 @@ class Transport(Protocol):
 
     @property
     def traffic(self) -> Traffic:
-        """What went over the wire so far."""
+        """What went over the wire so far. Any thread may ask."""
 
     def start(self) -> None:
         """Begin to connect, and go on trying until `close`. Returns at once."""
@@ -201,7 +218,7 @@ class Transport(Protocol):
     def wake(self) -> None:
         """Make a waiting `poll` return None, now or when it comes to wait again.
 
-        The one method that other threads may call.
+        With `traffic` the one thing that other threads may call.
         """
 
     def close(self) -> None:

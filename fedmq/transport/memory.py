@@ -12,11 +12,15 @@ do, so that an acknowledgement that belongs to an older connection would hit ano
 
 A transport reconnects in `poll`, after its caller took the `Disconnected`. `poll` never blocks, whatever its
 timeout: in a single thread nothing could happen meanwhile.
+
+Every packet passes a `Wire`. Tests' wires carry it at once; a simulator's take virtual time.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 from fedmq.errors import PacketTooLargeError, TransportError
 from fedmq.transport import packet_size
@@ -36,11 +40,36 @@ from fedmq.transport.base import (
 from fedmq.transport.filters import check_filter, check_topic
 from fedmq.transport.memory_broker import DeadLetter, MemoryBroker
 
-__all__ = ["DeadLetter", "MemoryBroker", "MemoryTransport"]
+__all__ = ["DeadLetter", "InstantWire", "MemoryBroker", "MemoryTransport", "Wire"]
 
 _RECEIVE_MAXIMUM = 65535  # MQTT 5 section 3.2.2.3.3: what a broker that announces nothing takes
 _NO_SUBSCRIBERS = "No matching subscribers"
 _PACKET_TOO_LARGE = "Packet too large"
+
+
+class Wire(Protocol):
+    """What lies between one client and the broker. Packets of one direction arrive in the order in which they left.
+
+    It may carry what belongs to a connection that has ended meanwhile: the transport drops it on arrival.
+    """
+
+    def up(self, size: int, arrive: Callable[[], None]) -> None:
+        """Carry a packet of `size` bytes to the broker: there, `arrive` is called."""
+
+    def down(self, size: int, arrive: Callable[[], None]) -> None:
+        """Carry a packet of `size` bytes to the client: there, `arrive` is called."""
+
+
+class InstantWire:
+    """Everything arrives at once."""
+
+    def up(self, size: int, arrive: Callable[[], None]) -> None:
+        """Arrive."""
+        arrive()
+
+    def down(self, size: int, arrive: Callable[[], None]) -> None:
+        """Arrive."""
+        arrive()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +92,7 @@ class MemoryTransport:
         receive_maximum: unacknowledged deliveries at once.
         max_queued: publishes whose outcome was not polled yet.
         will: sent when the connection breaks.
+        wire: between here and the broker.
     """
 
     def __init__(
@@ -75,6 +105,7 @@ class MemoryTransport:
         receive_maximum: int = 64,
         max_queued: int = 1024,
         will: Will | None = None,
+        wire: Wire | None = None,
     ) -> None:
         self.client_id = client_id
         self.clean_start = clean_start
@@ -82,12 +113,15 @@ class MemoryTransport:
         self.receive_maximum = receive_maximum
         self.will = will
         self._broker = broker
+        self._wire = wire or InstantWire()
         self._max_queued = max_queued
         self._events: deque[Event] = deque()
         self._outcome_awaited: dict[PublishToken, _Outgoing] = {}
         self._requests: dict[str, bool] = {}  # filter -> subscribe or unsubscribe, made while disconnected
+        self._unacknowledged: set[int] = set()  # packet ids that came on this connection
         self._last_token = 0
         self._generation = 0
+        self._connecting = False
         self._online = False
         self._started = False
         self._closed = False
@@ -170,21 +204,15 @@ class MemoryTransport:
         """The broker took the connection."""
         self._online = True
         self._generation += 1
-        will = self.will
-        self._count(
-            sent=packet_size.connect(
-                self.client_id,
-                properties=1 + 5 + 3,  # session expiry and receive maximum
-                will=0 if will is None else packet_size.will(will.topic, len(will.payload), properties=1),
-            ),
-            received=packet_size.connack(properties=1),
-        )
-        self._events.append(
+        self._unacknowledged.clear()
+        self._count(sent=self._connect_bytes)
+        self._down(
+            packet_size.connack(properties=1),
             Connected(
                 session_present=session_present,
                 receive_maximum=_RECEIVE_MAXIMUM,
                 maximum_packet_size=self._broker.maximum_packet_size,
-            )
+            ),
         )
 
     def disconnected(self, event: Disconnected) -> None:
@@ -197,21 +225,38 @@ class MemoryTransport:
 
     def deliver(self, packet_id: int, *, topic: str, payload: bytes, retained: bool, duplicate: bool) -> None:
         """A message for this client."""
-        self._count(received=packet_size.publish(topic, len(payload), properties=1))
-        self._events.append(
+        self._unacknowledged.add(packet_id)
+        self._down(
+            packet_size.publish(topic, len(payload), properties=1),
             Delivery(
                 topic=topic,
                 payload=payload,
                 retained=retained,
                 duplicate=duplicate,
                 acknowledge=partial(self._acknowledge, self._generation, packet_id),
-            )
+            ),
         )
 
     # How it works.
 
+    @property
+    def _connect_bytes(self) -> int:
+        will = self.will
+        return packet_size.connect(
+            self.client_id,
+            properties=1 + 5 + 3,  # session expiry and receive maximum
+            will=0 if will is None else packet_size.will(will.topic, len(will.payload), properties=1),
+        )
+
     def _reconnect(self) -> None:
-        if not self._started or self._closed or self._online or not self._broker.connect(self):
+        if self._started and not self._closed and not self._online and not self._connecting:
+            self._connecting = True
+            self._wire.up(self._connect_bytes, self._knock)
+
+    def _knock(self) -> None:
+        """The CONNECT is at the broker."""
+        self._connecting = False
+        if self._closed or not self._broker.connect(self):
             return
         requests, self._requests = self._requests, {}
         for topic_filter, wanted in requests.items():
@@ -222,43 +267,71 @@ class MemoryTransport:
     def _send(self, token: PublishToken, outgoing: _Outgoing) -> None:
         if outgoing.size > self._broker.maximum_packet_size:
             self._events.append(PublishRefused(token=token, reason=_PACKET_TOO_LARGE))
-            return
+        else:
+            self._up(outgoing.size, partial(self._route, token, outgoing))
+
+    def _route(self, token: PublishToken, outgoing: _Outgoing) -> None:
+        """A PUBLISH is at the broker."""
         routed = self._broker.publish(
             outgoing.topic, outgoing.payload, retain=outgoing.retain, expiry=outgoing.expiry
         )
-        self._count(
-            sent=outgoing.size, received=packet_size.puback(reason=0 if routed else 0x10, properties=1)
+        accepted = routed or outgoing.retain
+        self._down(
+            packet_size.puback(reason=0 if routed else 0x10, properties=1),
+            PublishAccepted(token=token) if accepted else PublishRefused(token=token, reason=_NO_SUBSCRIBERS),
         )
-        if routed or outgoing.retain:
-            self._events.append(PublishAccepted(token=token))
-        else:
-            self._events.append(PublishRefused(token=token, reason=_NO_SUBSCRIBERS))
 
     def _request(self, topic_filter: str, *, wanted: bool) -> None:
         if not self._online:
             self._requests[topic_filter] = wanted
         elif wanted:
-            self._count(
-                sent=packet_size.subscribe(topic_filter, properties=1),
-                received=packet_size.suback(properties=1),
-            )
-            refusal = self._broker.subscribe(self.client_id, topic_filter)
-            if refusal is not None:
-                self._events.append(SubscriptionRefused(topic_filter=topic_filter, reason=refusal))
+            size = packet_size.subscribe(topic_filter, properties=1)
+            self._up(size, partial(self._subscribe, topic_filter))
         else:
-            self._count(
-                sent=packet_size.unsubscribe(topic_filter, properties=1),
-                received=packet_size.suback(properties=1),
-            )
-            self._broker.unsubscribe(self.client_id, topic_filter)
+            size = packet_size.unsubscribe(topic_filter, properties=1)
+            self._up(size, partial(self._unsubscribe, topic_filter))
+
+    def _subscribe(self, topic_filter: str) -> None:
+        """A SUBSCRIBE is at the broker."""
+        refusal = self._broker.subscribe(self.client_id, topic_filter)
+        refused = None if refusal is None else SubscriptionRefused(topic_filter=topic_filter, reason=refusal)
+        self._down(packet_size.suback(properties=1), refused)
+
+    def _unsubscribe(self, topic_filter: str) -> None:
+        """An UNSUBSCRIBE is at the broker."""
+        self._broker.unsubscribe(self.client_id, topic_filter)
+        self._down(packet_size.suback(properties=1), None)
 
     def _acknowledge(self, generation: int, packet_id: int) -> None:
-        if (
-            self._online
-            and generation == self._generation
-            and self._broker.acknowledge(self.client_id, packet_id)
-        ):
-            self._count(sent=packet_size.puback(reason=0, properties=1))
+        if self._online and generation == self._generation and packet_id in self._unacknowledged:
+            self._unacknowledged.discard(packet_id)
+            self._up(
+                packet_size.puback(reason=0, properties=1),
+                partial(self._broker.acknowledge, self.client_id, packet_id),
+            )
+
+    def _up(self, size: int, arrived: Callable[[], object]) -> None:
+        """Send a packet; what it leads to at the broker is void when this connection has ended by then."""
+        generation = self._generation
+
+        def arrive() -> None:
+            if self._online and generation == self._generation:
+                arrived()
+
+        self._count(sent=size)
+        self._wire.up(size, arrive)
+
+    def _down(self, size: int, event: Event | None) -> None:
+        """Be sent a packet, likewise."""
+        generation = self._generation
+
+        def arrive() -> None:
+            if self._online and generation == self._generation:
+                self._count(received=size)
+                if event is not None:
+                    self._events.append(event)
+
+        self._wire.down(size, arrive)
 
     def _count(self, *, sent: int = 0, received: int = 0) -> None:
         self._traffic.bytes_sent += sent

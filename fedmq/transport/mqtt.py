@@ -12,10 +12,15 @@ a limit on the wait for CONNACK, limits that take effect on the running connecti
   a late or a second ack reaches nobody: brokers reuse packet ids for other messages.
 * Publishes wait in a `Flight` and go to paho as far as the window allows: the smaller of `max_inflight` and the
   broker's Receive Maximum. One enters at a time, when the one before it is written, so that a ping never waits
-  behind more than one. paho sends the unacknowledged ones again, with DUP, at each connection.
+  behind more than one. In a session that outlives its connections paho sends the unacknowledged ones again at the
+  next one, with their packet ids and DUP. In one that does not, they are taken back and go out as new: for the broker
+  they are.
+* Topic aliases are used in the latter sessions only. paho would send an aliased publish again as it was, and a broker
+  hangs up on an alias of another connection (eclipse-paho/paho.mqtt.python issue 893); taken back, each gets the
+  spelling of the connection that it goes out on.
 * Subscriptions are sent again at each connection until the broker has answered them.
-* Traffic is computed from packet sizes: paho offers no public way to see the bytes. A packet counts in full when
-  it is handed to paho. Pings are left out.
+* Traffic is what a `Meter` says. It asks the kernel about paho's socket; the packets, of which it is told when they
+  are handed to paho or come from it, say what the bytes are.
 
 Longer than 350 lines, because paho stays in one file, and its loop, its callbacks and what they share are one.
 """
@@ -33,7 +38,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
@@ -58,7 +63,9 @@ from fedmq.transport.base import (
 )
 from fedmq.transport.filters import check_filter, check_topic
 from fedmq.transport.flight import STRIKES, TAKEN_OVER, Flight, Publish
+from fedmq.transport.meter import Meter
 from fedmq.transport.mqtt_settings import MqttSettings
+from fedmq.transport.topic_alias import TopicAliases
 
 __all__ = ["MqttSettings", "MqttTransport"]
 
@@ -91,10 +98,12 @@ class MqttTransport:
         # The caller's thread.
         self._settings = settings
         self._v5 = settings.protocol == "5"
+        self._persistent = not settings.clean_start and settings.session_expiry > 0
         self._tokens = itertools.count(1)
         self._outcomes_awaited = 0
         self._started = False
         self._closed = False
+        self._meter = Meter()
         self._client = self._make_client()
         # Between the threads.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: somebody called `wake`
@@ -110,7 +119,6 @@ class MqttTransport:
         )
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._bell, selectors.EVENT_READ)
-        self._traffic = Traffic()
         # Seeded by the name: each agent waits differently, and each run alike.
         self._random = random.Random(settings.client_id)
         self._attempts = 0
@@ -123,6 +131,7 @@ class MqttTransport:
         self._refusal: str | None = None
         self._hopeless = False
         self._flight = Flight(settings.max_inflight)
+        self._aliases = TopicAliases(0)
         self._requests: dict[str, _Request] = {}
         self._serials = itertools.count(1)
         self._unacknowledged: dict[int, int] = {}  # serial -> packet id, of this connection
@@ -135,8 +144,8 @@ class MqttTransport:
 
     @property
     def traffic(self) -> Traffic:
-        """Bytes and packets so far."""
-        return replace(self._traffic)
+        """What went over the wire so far."""
+        return self._meter.traffic
 
     def start(self) -> None:
         """Begin to connect."""
@@ -286,7 +295,7 @@ class MqttTransport:
         except (OSError, ValueError) as error:  # ValueError: a host name that cannot be one
             self._lost(f"cannot connect to {self._settings.host}:{self._settings.port}: {error}")
         else:
-            self._count_sent(self._connect_bytes)
+            self._meter.sent(self._connect_bytes)
 
     def _watch_connack(self) -> None:
         late = time.monotonic() - self._attempted_at > self._settings.connect_timeout
@@ -298,6 +307,7 @@ class MqttTransport:
         """Break the connection, through paho: a write on a dead socket fails, and it cleans up."""
         sock = self._client.socket()
         if isinstance(sock, socket.socket):
+            self._meter.closed(sock)
             with suppress(OSError):
                 # Not SSLSocket's, which would strip the encryption from the open socket first.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -324,19 +334,20 @@ class MqttTransport:
             return
         deadline = time.monotonic() + _GOODBYE
         with socket.socket(fileno=os.dup(sock.fileno())) as handle:
+            self._meter.follow(handle)
             self._client.disconnect()
-            self._count_sent(packet_size.disconnect(reason=0, properties=1))
+            self._meter.sent(packet_size.disconnect(reason=0, properties=1))
             while self._client.socket() is not None and time.monotonic() < deadline:
                 self._wait(deadline - time.monotonic())
             if self._client.socket() is not None:
                 self._hang_up()
-                return
+            ended = False
             with suppress(OSError):
                 handle.shutdown(socket.SHUT_WR)
-                while (left := deadline - time.monotonic()) > 0:
+                while not ended and (left := deadline - time.monotonic()) > 0:
                     handle.settimeout(left)
-                    if not handle.recv(65536):
-                        break
+                    ended = not handle.recv(65536)
+            self._meter.closed(handle, ended=ended)
 
     # Sending.
 
@@ -345,16 +356,22 @@ class MqttTransport:
         publish = self._flight.next()
         if publish is None or not self._online or self._client.want_write():
             return
+        topic, alias = self._aliases.spell(publish.topic)
         properties = None
-        if self._v5 and publish.expiry is not None:
+        if self._v5 and (publish.expiry is not None or alias is not None):
             properties = _properties(PacketTypes.PUBLISH)
-            properties.MessageExpiryInterval = math.ceil(publish.expiry)
+            if publish.expiry is not None:
+                properties.MessageExpiryInterval = math.ceil(publish.expiry)
+            if alias is not None:
+                properties.TopicAlias = alias
         info = self._client.publish(
-            publish.topic, publish.payload, qos=1, retain=publish.retain, properties=properties
+            topic, publish.payload, qos=1, retain=publish.retain, properties=properties
         )
         if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # the id, after 65,535 others, is still in flight
             self._flight.send(info.mid)
-            self._count_sent(publish.size)
+            self._aliases.sent(publish.topic, alias)
+            size = packet_size.publish(topic, len(publish.payload), properties=self._packed(properties))
+            self._meter.sent(size, payload=len(publish.payload), topic=len(topic.encode()))
 
     def _take_request(self, request: _Request) -> None:
         self._requests[request.topic_filter] = request
@@ -368,13 +385,13 @@ class MqttTransport:
         else:
             _, request.mid = self._client.unsubscribe(request.topic_filter)
             size = packet_size.unsubscribe(request.topic_filter, properties=int(self._v5))
-        self._count_sent(size)
+        self._meter.sent(size)
 
     def _acknowledge(self, serial: int) -> None:
         packet_id = self._unacknowledged.pop(serial, None)
         if packet_id is not None:
             self._client.ack(packet_id, 1)
-            self._count_sent(packet_size.puback(reason=0, properties=int(self._v5)))
+            self._meter.sent(packet_size.puback(reason=0, properties=int(self._v5)))
 
     def _recall(self) -> None:
         """Take everything back from paho. The packet ids are lost, and with them the DUP marks."""
@@ -392,10 +409,12 @@ class MqttTransport:
             # Else two small packets in a row wait 40 ms for the acknowledgement of the first.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._selector.register(sock, selectors.EVENT_READ)
+        self._meter.opened(sock)
 
     def _on_socket_close(self, _client: Client, _data: object, sock: object) -> None:
         if isinstance(sock, socket.socket):
             self._selector.unregister(sock)
+        self._meter.closed(sock)
 
     def _on_connect(
         self,
@@ -405,7 +424,7 @@ class MqttTransport:
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        self._count_received(packet_size.connack(properties=self._packed(properties)))
+        self._meter.received(packet_size.connack(properties=self._packed(properties)))
         if reason.is_failure:
             self._refusal = f"connection refused: {reason}"
             return
@@ -422,11 +441,13 @@ class MqttTransport:
             )
         )
         # paho sends what is unacknowledged when this returns; here is the place to take it back.
-        if self._flight.opened(receive_maximum=receive_maximum, largest=largest):
+        if self._flight.opened(receive_maximum=receive_maximum, largest=largest) or not self._persistent:
             self._recall()
         self._refuse(self._flight.take_larger(largest), "Packet too large")
         for size in self._flight.sent_bytes:
-            self._count_sent(size)
+            self._meter.sent(size)
+        if not self._persistent:
+            self._aliases = TopicAliases(getattr(properties, "TopicAliasMaximum", 0))
         for request in self._requests.values():
             self._send_request(request)
 
@@ -441,7 +462,7 @@ class MqttTransport:
         code = None
         if flags.is_disconnect_packet_from_server:
             code = reason.value
-            self._count_received(packet_size.disconnect(reason=code, properties=self._packed(properties)))
+            self._meter.received(packet_size.disconnect(reason=code, properties=self._packed(properties)))
         if self._online and self._close_by is None:
             self._hopeless = self._flight.broke(code) or self._hopeless
         words = self._refusal or (str(reason) if code is not None else f"connection lost: {reason}")
@@ -469,7 +490,7 @@ class MqttTransport:
         self, _client: Client, _data: object, mid: int, reason: ReasonCode, properties: Properties | None
     ) -> None:
         code = reason.value if self._v5 else 0
-        self._count_received(packet_size.puback(reason=code, properties=self._packed(properties)))
+        self._meter.received(packet_size.puback(reason=code, properties=self._packed(properties)))
         publish = self._flight.acknowledge(mid)
         # Nobody has subscribed yet, but the broker keeps what is retained for those who will.
         nowhere = code == _NO_SUBSCRIBERS and not publish.retain
@@ -485,10 +506,10 @@ class MqttTransport:
             _log.warning("dropped a message with a topic that is not UTF-8")
             self._client.ack(message.mid, message.qos)
             return
-        properties = self._packed(message.properties)
-        self._count_received(
-            packet_size.publish(topic, len(message.payload), qos=message.qos, properties=properties)
+        size = packet_size.publish(
+            topic, len(message.payload), qos=message.qos, properties=self._packed(message.properties)
         )
+        self._meter.received(size, payload=len(message.payload), topic=len(topic.encode()))
         acknowledge: Callable[[], None] = _nothing
         if message.qos:
             serial = next(self._serials)
@@ -519,7 +540,7 @@ class MqttTransport:
         reasons: list[ReasonCode],
         properties: Properties | None,
     ) -> None:
-        self._count_received(packet_size.suback(properties=self._packed(properties), codes=len(reasons)))
+        self._meter.received(packet_size.suback(properties=self._packed(properties), codes=len(reasons)))
         for request in self._requests.values():
             if request.mid == mid:
                 del self._requests[request.topic_filter]
@@ -536,21 +557,12 @@ class MqttTransport:
             return 0
         return 1 if properties is None else len(properties.pack())  # type: ignore[no-untyped-call]
 
-    def _count_sent(self, size: int) -> None:
-        self._traffic.bytes_sent += size
-        self._traffic.packets_sent += 1
-
-    def _count_received(self, size: int) -> None:
-        self._traffic.bytes_received += size
-        self._traffic.packets_received += 1
-
     def _make_client(self) -> Client:
         settings = self._settings
-        persistent = not settings.clean_start and settings.session_expiry > 0
         client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=settings.client_id,
-            clean_session=None if self._v5 else not persistent,
+            clean_session=None if self._v5 else not self._persistent,
             protocol=MQTTProtocolVersion.MQTTv5 if self._v5 else MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,  # `_attempt` does it
             manual_ack=True,
@@ -559,7 +571,7 @@ class MqttTransport:
         client.max_inflight_messages = 0  # `_push` keeps the window, which paho fixes before it knows CONNACK
         client.username_pw_set(settings.username, settings.password)
         if settings.tls:
-            client.tls_set_context(_tls_context(settings))
+            client.tls_set_context(_tls_context(settings, self._meter))
         properties, will_bytes = 0, 0
         if settings.will is not None:
             topic, payload = settings.will.topic, settings.will.payload
@@ -625,23 +637,23 @@ def _ignore(_client: Client, _data: object, _sock: object) -> None:
     """Look at `want_write` instead, before each wait."""
 
 
-class _TidySocket(ssl.SSLSocket):
-    """paho forgets the socket of a failed handshake without closing it."""
+def _tls_context(settings: MqttSettings, meter: Meter) -> ssl.SSLContext:
+    class TidySocket(ssl.SSLSocket):
+        """paho forgets the socket of a failed handshake without closing it."""
 
-    def do_handshake(self, block: bool = False) -> None:
-        try:
-            super().do_handshake(block)
-        except OSError:
-            self.close()
-            raise
+        def do_handshake(self, block: bool = False) -> None:
+            try:
+                super().do_handshake(block)
+            except OSError:
+                meter.failed(self)
+                self.close()
+                raise
 
-
-def _tls_context(settings: MqttSettings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:
         raise SettingError("ca_file", str(settings.ca_file), f"a readable PEM file: {error}") from error
-    context.sslsocket_class = _TidySocket
+    context.sslsocket_class = TidySocket
     if settings.cert_file is not None:
         try:
             context.load_cert_chain(settings.cert_file, settings.key_file)

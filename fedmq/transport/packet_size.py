@@ -1,8 +1,8 @@
 """How many bytes an MQTT packet takes on the wire.
 
-What lives here: the arithmetic of packet sizes (MQTT 5 sections 2.1 and 3.1 to 3.14), from which both
-transports count their `Traffic` and refuse what is larger than the broker takes. What must not: encoding and
-decoding, which is paho's business.
+What lives here: the arithmetic of packet sizes (MQTT 5 sections 2.1 and 3.1 to 3.14), by which both transports
+refuse what is larger than the broker takes, and count their `Traffic` where nobody measures it. What must not:
+encoding and decoding, which is paho's business.
 
 `properties` is everywhere the size of the property section with its length prefix: 0 on MQTT 3.1.1, which has
 none, 1 on MQTT 5 when it is empty.
@@ -11,6 +11,7 @@ none, 1 on MQTT 5 when it is empty.
 LARGEST_REMAINING = 268_435_455  # MQTT 5 section 1.5.5: four bytes of seven bits
 LARGEST_PACKET = 1 + 4 + LARGEST_REMAINING
 MESSAGE_EXPIRY_PROPERTY = 5  # MQTT 5 section 3.3.2.3.3: one byte of identifier, four of seconds
+TOPIC_ALIAS_PROPERTY = 3  # MQTT 5 section 3.3.2.3.4: one byte of identifier, two of number
 
 
 def packet(remaining: int) -> int:

@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from fedmq.aggregator.admission import AdmissionSettings
+from fedmq.aggregator.admission import AdmissionSettings, Conditions
 from fedmq.aggregator.decision import Arrival, Decision
 from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.spool import Spool
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fedmq import wire
 from fedmq.chunks import checksum
+from fedmq.encoding import DecodedVector
 from fedmq.errors import StoreError, WireError
 from fedmq.types import Chunk, ClientId, Receipt, Refusal, Rejection, UpdateId
 
@@ -311,7 +312,11 @@ def histories(draw: st.DrawFn) -> list[tuple[str, int, int, float, int]]:
     return history
 
 
-@given(histories(), st.integers(0, 2**32 - 1), st.sampled_from(["fedbuff", "fedasync", "fedavg"]))
+@given(
+    histories(),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["fedbuff", "fedasync", "fedavg", "ca2fl", "fedfa"]),
+)
 @settings(max_examples=60)
 def test_redeliveries_change_nothing_in_any_interleaving(
     new_engine: NewEngine,
@@ -322,7 +327,7 @@ def test_redeliveries_change_nothing_in_any_interleaving(
 ) -> None:
     """The state is that of each update's first arrival, in their order, however they were batched (law 3)."""
     random = Random(seed)
-    size = None if name == "fedasync" else 2
+    size = None if name in ("fedasync", "fedfa") else 2
     arrivals = [
         Arrival(
             client=client, message=message(client, seq, floor=1, base=base, delta=delta, examples=examples)
@@ -354,8 +359,29 @@ def test_what_a_batch_does_not_carry_decoded_is_decoded_again(
     plain = new_engine(buffer_size=2)
     run(plain, *messages)
     bounded = new_engine(buffer_size=2)
-    monkeypatch.setattr("fedmq.aggregator.engine._MAX_DECODED", 2 * 4 * bounded.layout.size)
+    monkeypatch.setattr("fedmq.aggregator.judgement._MAX_DECODED", 2 * 4 * bounded.layout.size)
     decision = run(bounded, *messages)
 
     assert [True, True, False, False, False] == [record.delta is not None for record in decision.records]
     assert everything(plain) == everything(bounded)
+
+
+def test_a_gate_refuses_what_contradicts_data_that_can_be_trusted(
+    new_engine: NewEngine, message: Message
+) -> None:
+    """AFLGuard: accept when the distance to the server's own update is at most its norm times a factor."""
+    trusted = np.full(22, 0.5)
+
+    def gate(delta: DecodedVector, conditions: Conditions) -> Refusal | None:
+        distance = np.linalg.norm(delta.to_dense() - trusted)
+        is_far = distance > 1.5 * np.linalg.norm(trusted)
+        return Refusal(reason=R.NORM, detail=f"{distance:.1f} from ours") if is_far else None
+
+    engine, again = new_engine(buffer_size=1), new_engine(buffer_size=1)
+    engine.gate = gate
+    decision = run(engine, message(seq=1, delta=0.9), message(seq=2, delta=-0.5), message(seq=3, examples=0))
+    again.ledger = engine.ledger
+    again.replay([replace(record, delta=None) for record in decision.records])
+
+    assert [None, R.NORM, R.SAMPLE_COUNT] == [r.refusal and r.refusal.reason for r in decision.records]
+    assert everything(engine) == everything(again)

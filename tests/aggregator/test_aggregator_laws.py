@@ -68,6 +68,35 @@ RULES: list[dict[str, object]] = [
     {"buffer_size": 3, "momentum": 0.9, "staleness": "exponential(0.123456789)", "weighting": "examples"},
     {"strategy": "fedasync", "normalise_staleness": True, "max_staleness": 9},
     {"strategy": "fedavg", "buffer_size": 2, "max_staleness": 3},
+    {"strategy": "fedavg", "buffer_size": 3, "max_staleness": 3, "robust": "median", "weighting": "uniform"},
+    {"strategy": "ca2fl", "buffer_size": 2, "max_staleness": 1, "forget_versions": 2, "optimizer": "yogi"},
+    {
+        "strategy": "ca2fl",
+        "buffer_size": 3,
+        "clients": 4,
+        "kept_bytes": 4096,
+        "clip_quantile": 0.5,
+        "average": 0.9,
+    },
+    {"strategy": "fedfa", "window": 3, "staleness": "polynomial(0.3)", "weighting": "examples"},
+    {
+        "strategy": "fedasync",
+        "mixing": True,
+        "max_staleness": 2,
+        "average": 0.5,
+        "schedule": "cosine(9, 0.1)",
+    },
+    {
+        "strategy": "fadas",
+        "buffer_size": 2,
+        "compensation": "adaptive(0.3)",
+        "late": "discount",
+        "max_staleness": 1,
+    },
+    {"buffer_size": 2, "optimizer": "adagrad", "compensation": "constant(0.3)", "warmup_versions": 3},
+    {"buffer_size": 5, "robust": "multikrum(1, 2)", "clip_quantile": 0.9},
+    {"buffer_size": 3, "robust": "geometric", "weighting": "examples", "momentum": 0.5},
+    {"buffer_size": 3, "robust": "trimmed(1)", "optimizer": "adam", "late": "discount", "max_staleness": 2},
 ]
 values = st.floats(-10, 10, width=32)
 updates = st.tuples(

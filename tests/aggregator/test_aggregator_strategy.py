@@ -306,3 +306,141 @@ def test_dials_that_contradict_each_other_are_refused(
 
     assert name == caught.value.name
     assert message in str(caught.value)
+
+
+def test_a_running_mean_of_the_models_is_served_and_the_model_steps_as_without() -> None:
+    """E <- a e + (1 - a) w at each version, from the first model on."""
+    updates, a = contributions(6, most_stale=3), 0.8
+    rule = make_rule(FoldSettings(buffer_size=1, average=a))
+    plain = make_rule(FoldSettings(buffer_size=1))
+    e = start()
+    for number in range(1, 7):
+        state = fold(rule, start(), updates[:number])
+        w = fold(plain, start(), updates[:number]).vector
+        e = a * e + (1 - a) * w.astype(np.float64)
+
+        assert w.tobytes() == state.vector.tobytes()
+        assert np.allclose(e, state.served, rtol=1e-5, atol=1e-5)
+    assert plain.average == fold(plain, start(), updates).average.size == 0
+
+
+def test_a_schedule_and_a_warm_up_shrink_the_step_of_each_version() -> None:
+    """By the version before the step."""
+    updates = contributions(5)
+    rule = make_rule(
+        FoldSettings(buffer_size=1, schedule="step(2, 0.5)", warmup_versions=2, learning_rate=0.6)
+    )
+    w = start()
+    for factor, one in zip((0.5, 1.0, 0.5, 0.5, 0.25), updates, strict=True):
+        w = w + 0.6 * factor * one.delta
+
+    assert close(w, fold(rule, start(), updates))
+
+
+def test_beyond_the_delay_limit_the_step_falls_with_the_largest_delay() -> None:
+    """FADAS: eta_t = eta if tau_max <= tau_c else min(eta, 1 / tau_max), here for eta = 1, of each buffer."""
+    k, tau_c = 3, 2
+    updates = contributions(5 * k, most_stale=5)
+    rule = make_rule(FoldSettings(buffer_size=k, staleness="constant", delay_limit=tau_c))
+    w, seen = start(), set()
+    for first in range(0, 5 * k, k):
+        buffer = updates[first : first + k]
+        tau_max = max(one.staleness for one in buffer)
+        eta = 1.0 if tau_max <= tau_c else min(1.0, 1 / tau_max)
+        w = w + eta * sum(one.delta for one in buffer) / k
+        seen.add(eta)
+
+    assert close(w, fold(rule, start(), updates))
+    assert 1 < len(seen)
+
+
+def test_late_updates_may_be_discounted_instead() -> None:
+    """Koloskova et al.: beyond a limit the step falls with 1 / tau; up to it nothing changes, and there is no jump."""
+    rule = make_rule(FoldSettings(buffer_size=1, late="discount", max_staleness=4, staleness="constant"))
+    ones = Contribution(delta=np.ones(SIZE), examples=1, staleness=0)
+    found = {
+        tau: float(fold(rule, np.zeros(SIZE), [replace(ones, staleness=tau)]).vector[0])
+        for tau in (0, 4, 5, 8, 400)
+    }
+
+    assert pytest.approx({0: 1.0, 4: 1.0, 5: 0.8, 8: 0.5, 400: 0.01}) == found
+    strict = make_rule(FoldSettings(buffer_size=1, late="discount", max_staleness=0, staleness="constant"))
+    assert pytest.approx(0.5) == fold(strict, np.zeros(SIZE), [replace(ones, staleness=2)]).vector[0]
+
+
+LINEAR: list[dict[str, object]] = [
+    {},
+    {"optimizer": "adam"},
+    {"optimizer": "yogi", "momentum": 0.0},
+    {"average": 0.9, "momentum": 0.9},
+    {"strategy": "fadas"},
+    {"weighting": "examples", "staleness": "hinge(2, 3)"},
+    {"mixing": True},
+]
+
+
+@pytest.mark.parametrize("dials", LINEAR, ids=str)
+@given(st.permutations(range(5)), st.integers(0, 2**32 - 1))
+def test_within_a_version_the_order_does_not_matter(
+    dials: dict[str, object], order: list[int], seed: int
+) -> None:
+    """Up to the rounding of float32: a buffer is a sum."""
+    updates = contributions(5, seed=seed, most_stale=6)
+    rule = make_rule(FoldSettings(**(dials | {"buffer_size": 5})))  # type: ignore[arg-type]
+    one, other = fold(rule, start(), updates), fold(rule, start(), [updates[place] for place in order])
+
+    assert np.allclose(one.vector, other.vector, rtol=1e-4, atol=1e-5)
+    assert 1 == one.version == other.version
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["fedbuff", "fedavg"]))
+def test_n_examples_weigh_as_much_as_n_contributions_of_one(seed: int, name: str) -> None:
+    """Of the same delta."""
+    updates = contributions(3, seed=seed)
+    weighted = [replace(one, examples=place + 1) for place, one in enumerate(updates)]
+    repeated = [replace(one, examples=1) for place, one in enumerate(updates) for _ in range(place + 1)]
+    one = fold(make_rule(FoldSettings(strategy=name, buffer_size=3, weighting="examples")), start(), weighted)
+    other = fold(
+        make_rule(FoldSettings(strategy=name, buffer_size=6, weighting="examples")), start(), repeated
+    )
+
+    assert np.allclose(one.vector, other.vector, rtol=1e-4, atol=1e-5)
+
+
+def test_a_changed_rule_goes_on_from_the_same_model() -> None:
+    """What it has a use for stays; a buffer that it cannot read is stepped with first, and nothing is lost."""
+    updates = contributions(2)
+    fedbuff = make_rule(FoldSettings(buffer_size=4, momentum=0.5))
+    ca2fl = make_rule(FoldSettings(strategy="ca2fl", optimizer="adam", average=0.5))
+    before = fold(fedbuff, start(), updates)
+    vector = before.vector.astype(np.float64)
+    state = strategy.adapt(fedbuff, ca2fl, before)
+
+    assert close(vector + (updates[0].delta + updates[1].delta) / 2, state)
+    assert (1, 0) == (state.version, state.filled)
+    assert state.vector.tolist() == state.average.tolist()
+    assert [SIZE] * 4 == [state.momentum.size, state.moments.second.size, state.total.size, state.mean.size]
+    assert not state.momentum.any()
+
+
+@pytest.mark.parametrize(
+    "dials", [{"learning_rate": 0.1}, {"buffer_size": 9}, {"momentum": 0.7}, {"average": 0.5}]
+)
+def test_a_buffer_that_the_new_rule_can_read_stays(dials: dict[str, object]) -> None:
+    """As does the momentum of the same optimiser."""
+    old = make_rule(FoldSettings(buffer_size=4, momentum=0.5))
+    new = make_rule(FoldSettings(**({"buffer_size": 4, "momentum": 0.5} | dials)))  # type: ignore[arg-type]
+    before = fold(old, start(), contributions(6))
+    expected = before.buffer.tolist(), before.momentum.tolist(), before.version, before.filled
+    state = strategy.adapt(old, new, before)
+
+    assert expected == (state.buffer.tolist(), state.momentum.tolist(), state.version, state.filled)
+    assert 2 == state.filled
+
+
+def test_a_rule_that_keeps_updates_is_told_how_to_decode_them() -> None:
+    """Or says so."""
+    rule = make_rule(FoldSettings(strategy="fedfa", window=1))
+    state = fold(rule, start(), contributions(1))
+    with pytest.raises(ValueError, match="an update of c0 is to be decoded, and nobody said how"):
+        strategy.step(rule, state, dense(np.ones(SIZE)), client="b", num_examples=1, staleness=0)

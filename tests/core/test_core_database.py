@@ -1,5 +1,6 @@
 """The SQLite file: one holder, nothing half-written, and every failure explained."""
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -58,6 +59,36 @@ def test_what_is_committed_is_there_after_reopening(path: Path) -> None:
     database.close()
 
     assert ["a", "b"] == found
+
+
+def test_a_new_database_s_name_is_flushed_with_all_folders_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flushing a file does not flush its name: after a power cut the folder could be gone. Only new names need it."""
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    path = tmp_path / "a" / "b" / "notes.db"
+    opened(path).close()
+    new = sorted(flushed)
+    flushed.clear()
+    opened(path).close()
+
+    assert sorted(folder.stat().st_ino for folder in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")) == new
+    assert [] == flushed
+
+
+def test_a_file_system_that_flushes_no_folders_is_good_enough(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems refuse; there is nothing to be done about it."""
+
+    def refuse(handle: int) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    opened(path).close()
+
+    assert path.exists()
 
 
 def test_every_commit_is_flushed_to_the_disk(database: Database) -> None:
@@ -261,3 +292,14 @@ def test_a_database_that_may_not_be_written_is_explained(database: Database) -> 
         write(database, "more")
 
     assert ["before"] == notes(database)
+
+
+def test_an_error_of_the_disk_asks_whether_it_is_full(database: Database) -> None:
+    """SQLite says "disk I/O error" of a full disk, too, when it has no room for the log's index."""
+    with (
+        pytest.raises(
+            StoreError, match=r"cannot write: disk I/O error\. Is the disk full, or failing\? Nothing"
+        ),
+        database.explained("write"),
+    ):
+        raise sqlite3.OperationalError("disk I/O error")

@@ -20,7 +20,7 @@ from fedmq.types import (
     Chunk,
     ClientId,
     CumulativeDelta,
-    Keyframe,
+    Frame,
     ModelHead,
     ModelUpdate,
     ModelVersion,
@@ -45,7 +45,7 @@ LAYOUT = ParamLayout(
         Segment(name="head.weight", shape=(2, 3, 4), kind=SegmentKind.PRIVATE),
     )
 )
-KEYFRAME = Keyframe(
+KEYFRAME = Frame(
     codec="float16", content=ObjectRef(id="00112233445566778899aabbccddeeff", size=203_540, chunks=1)
 )
 HEAD = ModelHead(

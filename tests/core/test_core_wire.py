@@ -16,7 +16,7 @@ from fedmq.types import (
     Chunk,
     ClientId,
     CumulativeDelta,
-    Keyframe,
+    Frame,
     ModelHead,
     ModelUpdate,
     ModelVersion,
@@ -99,7 +99,7 @@ heads = st.builds(
     epoch=positive,
     version=integers.map(ModelVersion),
     fingerprint=digests(8),
-    keyframe=st.builds(Keyframe, codec=codecs, content=objects),
+    keyframe=st.builds(Frame, codec=codecs, content=objects),
     delta=st.none() | st.builds(CumulativeDelta, codec=codecs, content=objects | st.binary(max_size=300)),
     digest=digests(16),
 )

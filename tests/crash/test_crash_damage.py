@@ -280,11 +280,11 @@ def test_a_store_that_becomes_read_only_keeps_what_it_has(life: Life) -> None:
     assert life.states[-1] == pack_state(recovered)
 
 
-def test_a_store_of_an_earlier_schema_is_told_of(file: Path) -> None:
+def test_a_store_of_another_schema_is_told_of(file: Path) -> None:
     """Rather than misread."""
     store = Store(file)
-    store._db.execute("PRAGMA user_version = 1")
+    store._db.execute(f"PRAGMA user_version = {store_module.SCHEMA + 1}")
     store.close()
 
-    with pytest.raises(StoreError, match=f"schema 1, this release reads schema {store_module.SCHEMA}"):
+    with pytest.raises(StoreError, match="schema 2, this release reads schema 1"):
         Store(file)

@@ -15,7 +15,7 @@ from fedmq.layout import ParamLayout, Segment
 from fedmq.topics import Topics
 from fedmq.transport.base import Connected, Delivery
 from fedmq.transport.memory import MemoryBroker, MemoryTransport
-from fedmq.types import GlobalModel, Keyframe, ModelHead, ModelVersion, ObjectRef
+from fedmq.types import GlobalModel, Frame, ModelHead, ModelVersion, ObjectRef
 
 LAYOUT = ParamLayout((Segment(name="weight", shape=(100,)),))
 TOPICS = Topics("test")
@@ -50,7 +50,7 @@ class Feed:
             epoch=epoch,
             version=ModelVersion(version),
             fingerprint=LAYOUT.fingerprint,
-            keyframe=Keyframe(codec="float16", content=ref),
+            keyframe=Frame(codec="float16", content=ref),
             delta=None,
             digest=encoding.digest(decoded),
         )
@@ -245,7 +245,7 @@ def test_a_chunk_of_another_object_is_dropped(feed: Feed, caplog: pytest.LogCapt
             wire.pack_head(
                 replace(
                     Feed().head(2),
-                    keyframe=Keyframe(
+                    keyframe=Frame(
                         codec="float16", content=ObjectRef(id="0" * 32, size=10**9, chunks=60_000)
                     ),
                 )

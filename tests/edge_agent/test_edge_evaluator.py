@@ -18,7 +18,7 @@ from fedmq.layout import ParamLayout, Segment
 from fedmq.plan import Plan
 from fedmq.topics import Topics
 from fedmq.transport.memory import MemoryBroker, MemoryTransport
-from fedmq.types import Keyframe, ModelHead, ModelVersion, ObjectRef, ParamVector
+from fedmq.types import Frame, ModelHead, ModelVersion, ObjectRef, ParamVector
 
 LAYOUT = ParamLayout((Segment(name="weight", shape=(4,)),))
 TOPICS = Topics("default")
@@ -84,7 +84,7 @@ class Stage:
             epoch=1,
             version=ModelVersion(version),
             fingerprint=LAYOUT.fingerprint,
-            keyframe=Keyframe(codec="float32", content=ref),
+            keyframe=Frame(codec="float32", content=ref),
             delta=None,
             digest=encoding.digest(decoded),
         )

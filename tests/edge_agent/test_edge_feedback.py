@@ -124,3 +124,18 @@ def test_a_delta_that_is_not_finite_is_refused(value: float, at: int) -> None:
 
     with pytest.raises(CodecError, match="learning rate"):
         encode_with_feedback(LAYOUT, parse_pipeline("float32"), delta, None)
+
+
+@given(delta=vectors, residual=residuals, clip_norm=st.floats(0.01, 500))
+def test_a_long_delta_is_shortened_before_the_residual_is_added(
+    delta: ParamVector, residual: ParamVector | None, clip_norm: float
+) -> None:
+    """What earlier updates owe is never clipped: the sum is the clipped delta plus all of the residual."""
+    encoded = encode_with_feedback(LAYOUT, parse_pipeline("float32"), delta, residual, clip_norm)
+    trainable = delta[:TRAINABLE].astype(np.float64)
+    expected = trainable * min(1.0, clip_norm / max(np.linalg.norm(trainable), 1e-300))
+    if residual is not None:
+        expected += residual
+
+    np.testing.assert_allclose(expected, sent("float32", encoded.payload)[:TRAINABLE], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(delta[TRAINABLE:], sent("float32", encoded.payload)[TRAINABLE:])

@@ -15,7 +15,7 @@ from fedmq.chunks import split
 from fedmq.codecs import parse_pipeline
 from fedmq.errors import WireError
 from fedmq.layout import ParamLayout, Segment
-from fedmq.types import CumulativeDelta, Keyframe, ModelHead, ModelVersion, ObjectRef, ParamVector
+from fedmq.types import CumulativeDelta, Frame, ModelHead, ModelVersion, ObjectRef, ParamVector
 
 LAYOUT = ParamLayout((Segment(name="weight", shape=(100,)),))
 FULL, DIFFERENCE = "float16", "topk(0.1) | int8 | rice"
@@ -43,7 +43,7 @@ def head(version: int = 1, *, delta: bytes | ObjectRef | None = None, chunks: in
         epoch=1,
         version=ModelVersion(version),
         fingerprint=LAYOUT.fingerprint,
-        keyframe=Keyframe(codec=FULL, content=ref(KEYFRAME, chunks)),
+        keyframe=Frame(codec=FULL, content=ref(KEYFRAME, chunks)),
         delta=None if delta is None else CumulativeDelta(codec=DIFFERENCE, content=delta),
         digest=encoding.digest(decoded(with_delta=delta is not None)),
     )
@@ -176,7 +176,7 @@ def test_only_chunks_of_the_present_head_are_held() -> None:
     frames = reader()
     for number in range(5):
         content = np.random.default_rng(number).bytes(200)
-        announced = replace(head(), keyframe=Keyframe(codec=FULL, content=ref(content, 2)))
+        announced = replace(head(), keyframe=Frame(codec=FULL, content=ref(content, 2)))
         frames.begin(announced)
         frames.add(ref(content, 2), 0, content[:100])
 
@@ -202,7 +202,7 @@ def test_a_head_of_another_layout_is_refused() -> None:
 def test_an_oversized_announcement_is_refused(content: ObjectRef) -> None:
     """Before anything is allocated or asked for: no valid payload of this model is so long."""
     with pytest.raises(WireError, match="at most 200"):
-        reader().begin(replace(head(), keyframe=Keyframe(codec=FULL, content=content)))
+        reader().begin(replace(head(), keyframe=Frame(codec=FULL, content=content)))
     with pytest.raises(WireError, match="at most"):
         reader().begin(replace(head(), delta=CumulativeDelta(codec=FULL, content=content)))
 
@@ -211,7 +211,7 @@ def test_an_oversized_announcement_is_refused(content: ObjectRef) -> None:
 def test_a_codec_that_is_none_is_refused(codec: str) -> None:
     """Whatever stands in the head."""
     with pytest.raises(WireError):
-        reader().begin(replace(head(), keyframe=Keyframe(codec=codec, content=ref(KEYFRAME))))
+        reader().begin(replace(head(), keyframe=Frame(codec=codec, content=ref(KEYFRAME))))
 
 
 def test_content_that_does_not_hash_to_its_id_is_dropped() -> None:
@@ -259,7 +259,7 @@ def test_an_object_that_cannot_be_decoded_is_an_error_of_the_peer() -> None:
     """It hashes to its id, and is no payload all the same."""
     frames = reader()
     content = b"\xff" * 150
-    bad = replace(head(), keyframe=Keyframe(codec=FULL, content=ref(content)))
+    bad = replace(head(), keyframe=Frame(codec=FULL, content=ref(content)))
     feed(frames, bad, (content,))
 
     with pytest.raises(WireError):
@@ -285,7 +285,7 @@ heads = st.builds(
     epoch=st.just(1),
     version=st.integers(0, 9).map(ModelVersion),
     fingerprint=st.sampled_from([LAYOUT.fingerprint] * 5 + [bytes(8)]),
-    keyframe=st.builds(Keyframe, codec=codecs, content=references),
+    keyframe=st.builds(Frame, codec=codecs, content=references),
     delta=st.none() | st.builds(CumulativeDelta, codec=codecs, content=references | objects),
     digest=st.sampled_from([head().digest, head(delta=DELTA).digest]),
 )

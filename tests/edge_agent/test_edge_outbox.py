@@ -1,12 +1,17 @@
 """The outbox: what a power cut, a full disk, a damaged file and a second process leave of it."""
 
+import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fedmq.aggregator.ledger import fits
 from fedmq.edge_agent.outbox import Outbox
 
 from fedmq.errors import StoreError
@@ -138,6 +143,100 @@ def test_it_never_holds_more_than_a_receipt_can_settle(tmp_path: Path) -> None:
         seen.append(outbox.is_full)
 
     assert [False, True] == seen
+
+
+def test_it_never_spans_more_than_a_receipt_can_settle(tmp_path: Path) -> None:
+    """One update that is never settled holds up the rest in time: later, the aggregator would drop them for ever."""
+    outbox = Outbox(tmp_path / "outbox.db")
+    put(outbox)
+    outbox.skip_to(MAX_RECEIPT_ENTRIES)  # all others were made and settled meanwhile
+    before = outbox.is_full, fits(outbox.next_seq, outbox.floor)
+    outbox.forget(put(outbox))
+    after = outbox.is_full, fits(outbox.next_seq, outbox.floor)
+    outbox.forget(1)
+
+    assert (False, True) == before
+    assert (True, False) == after
+    assert not outbox.is_full
+
+
+def use(outbox: Outbox, chance: random.Random, size: int) -> int:
+    """Fill it with updates of all sizes and settle some in any order, several times; how often the disk was full."""
+    left, refused = residual(0.0, size), 0
+    for share in (0.3, 0.1, 0.6, 0.3, 1.0):
+        try:
+            while not outbox.is_full:
+                message = bytes(int(10 ** chance.uniform(3, 5.6)))
+                outbox.put(message, residual=left, fingerprint=ONE, created=0.0)
+        except StoreError as error:
+            if "No space left" not in str(error):
+                raise
+            refused += 1
+        for seq in chance.sample(outbox.pending(), round(share * len(outbox))):
+            if chance.random() < 0.5:
+                outbox.forget(seq)
+            else:
+                outbox.give_up(seq, residual=left, fingerprint=ONE)
+    return refused
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_leaves_room_on_its_disk_for_receipts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Whatever is put and settled, the files of a full outbox never grow beyond a disk of 4 MB."""
+    folder, disk, sizes = tmp_path / "home", 4 * 2**20, []
+
+    def room(_: Path) -> SimpleNamespace:
+        sizes.append(
+            sum(path.stat().st_size for path in folder.iterdir())
+        )  # the files do not shrink between puts
+        return SimpleNamespace(f_bavail=disk - sizes[-1], f_frsize=1)
+
+    monkeypatch.setattr(os, "statvfs", room)
+    outbox = Outbox(folder / "outbox.db", max_updates=MAX_RECEIPT_ENTRIES)
+    refused = use(outbox, random.Random(seed), 101_770)
+    room(folder)
+    outbox.close()
+
+    assert 5 == refused
+    assert disk // 2 < max(sizes) <= disk
+
+
+def test_every_receipt_finds_room_on_a_disk_that_its_updates_have_filled(tmp_path: Path) -> None:
+    """On a real file system of 4 MB, in a namespace of its own."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("needs unshare")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = 'mount -t tmpfs -o size=4m tmpfs "$0" || exit 77; exec "$@"'
+    script = f"""
+import random, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_edge_outbox import Outbox, use
+outbox = Outbox(Path({str(disk)!r}) / "outbox.db", max_updates=256)
+print(sum(use(outbox, random.Random(seed), 101_770) for seed in range(4)))
+"""
+    command = [
+        unshare,
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        mount,
+        str(disk),
+        sys.executable,
+        "-c",
+        script,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"no file system may be mounted here: {done.stderr.strip()}")
+
+    assert 0 == done.returncode, done.stderr
+    assert "20\n" == done.stdout
 
 
 def test_an_update_that_is_not_there_is_a_store_error(tmp_path: Path) -> None:
@@ -274,7 +373,7 @@ def killed(path, action, statement):
     os.kill(os.getpid(), signal.SIGKILL)  # after the commit
 
 for action in ACTIONS:
-    for statement in range(1, 9):
+    for statement in range(1, 12):
         child = os.fork()
         if not child:
             killed(Path(sys.argv[1]) / f"{action}-{statement}.db", action, statement)

@@ -9,6 +9,7 @@ from fedmq.edge_agent import numpy_trainer
 from fedmq.edge_agent.localdata import LocalData
 from fedmq.edge_agent.trainer import Task, TrainingStoppedError
 
+from fedmq.errors import SettingError
 from fedmq.layout import SegmentKind
 from fedmq.plan import Scalar
 from fedmq.types import ParamVector
@@ -16,7 +17,7 @@ from fedmq.types import ParamVector
 pytest.importorskip("torch")  # it is an extra
 
 import torch
-from fedmq.edge_agent.torch_trainer import Optimizer, PlainSgd, Shuffled, TorchTrainer, mlp
+from fedmq.edge_agent.torch_trainer import Optimizer, PlainSgd, Shuffled, TorchTrainer, lenet, mlp
 from torch import Tensor, nn
 
 pytestmark = pytest.mark.torch
@@ -325,3 +326,27 @@ def test_batches_come_shuffled_by_the_task_s_seed() -> None:
     assert list(range(10)) == sorted(order(1))
     assert order(1) == order(1)
     assert order(1) != order(2)
+
+
+def test_lenet_has_the_parameters_that_the_paper_s_layers_have(tmp_path: Path) -> None:
+    """156 + 2,416 + 48,120 + 10,164 + 850, for 28 × 28 pixels in ten classes; and it learns."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 10, 200)
+    images = rng.integers(0, 40, (200, 784)).astype(np.uint8)
+    images[np.arange(200), labels * 78 + 30] = 255
+    path = tmp_path / "images.npz"
+    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    trainer = lenet({"learning_rate": 0.1}, data=str(path))
+    initial = trainer.initial()
+    result = trainer.train(
+        initial, Task(local_epochs=2, settings={"learning_rate": 0.1}, seed=1), lambda: False
+    )
+
+    assert 61_706 == trainer.layout.size
+    assert trainer.evaluate(result.vector)["loss"] < trainer.evaluate(initial)["loss"]
+
+
+def test_lenet_says_what_image_is_too_small(tmp_path: Path) -> None:
+    """Before anything is read."""
+    with pytest.raises(SettingError, match="at least 12 pixels"):
+        lenet({"side": 8}, data=str(tmp_path / "none.npz"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedmq.aggregator.spool import Spool
 from fedmq.edge_agent.outbox import Outbox
 from fedmq.edge_agent.session import NotTaken, Taken
 from fedmq.edge_agent.upload import MIN_CHUNK_BYTES, WINDOW, Upload
@@ -154,6 +155,100 @@ def test_updates_do_not_wait_for_each_other(device: Device) -> None:
     device.upload.send(2)
 
     assert [Taken(seq=2), Taken(seq=1)] == [device.accept(2), device.accept(1)]
+
+
+LARGE = 50 * 4096  # more chunks than may be on their way at a time
+
+
+def order(device: Device) -> list[int]:
+    """The updates to which what was published belongs, in its order; each once as long as no other comes between."""
+    seqs = [
+        wire.unpack_chunk(packet).id.seq if kind_of(packet) is Kind.CHUNK else 0
+        for _, packet in device.transport.published
+    ]
+    return [seq for seq, before in zip(seqs, [None, *seqs], strict=False) if seq != before]
+
+
+def test_large_updates_go_one_after_the_other(device: Device) -> None:
+    """After a reconnect all are due at once; the aggregator keeps few unfinished ones of a client."""
+    device.upload.chunk_bytes = 4096
+    for seq in range(1, 8):
+        device.put(LARGE)
+        assert device.upload.send(seq) is None
+    outcomes = device.accept_all()
+
+    assert list(range(1, 8)) == order(device)
+    assert [Taken(seq=seq) for seq in range(1, 8)] == outcomes
+
+
+def test_the_aggregator_keeps_up_with_all_large_updates_of_an_outbox(device: Device) -> None:
+    """The counterpart itself takes what comes, however the broker's acknowledgements lag."""
+    device.upload.chunk_bytes = 4096
+    spool = Spool(is_settled=lambda update_id: False, max_update_bytes=10**6, max_bytes=10**7)
+    messages = [device.put(LARGE + seq) for seq in range(1, 8)]
+    for seq in range(1, 8):
+        device.upload.send(seq)
+    device.accept_all()
+    arrivals = [spool.take("device", packet, 0.0) for _, packet in device.transport.published]
+
+    assert messages == [arrival.message for arrival in arrivals if arrival is not None]
+
+
+def test_a_small_update_does_not_wait_for_a_large_one(device: Device) -> None:
+    """It needs no room at the aggregator."""
+    device.upload.chunk_bytes = 4096
+    for size in (LARGE, LARGE, 1000):
+        device.put(size)
+    for seq in (1, 2, 3):
+        device.upload.send(seq)
+    sent_at_once = order(device)
+
+    assert [1, 0] == sent_at_once
+    assert {Taken(seq=seq) for seq in (1, 2, 3)} == set(device.accept_all())
+
+
+def test_a_large_update_that_fails_lets_the_next_have_its_turn(device: Device) -> None:
+    """The outcomes of its other chunks are still to come."""
+    device.upload.chunk_bytes = 4096
+    for seq in (1, 2):
+        device.put(LARGE)
+        device.upload.send(seq)
+
+    assert NotTaken(seq=1) == device.refuse(1)
+    assert [1] == order(device)
+    assert device.accept(2) is None
+    assert [1, 2] == order(device)
+
+
+def test_an_update_that_cannot_be_sent_when_its_turn_comes_is_not_taken(device: Device) -> None:
+    """One failure at a time, and the last one is sent when the transport works again."""
+    device.upload.chunk_bytes = 4096
+    for seq in (1, 2, 3):
+        device.put(LARGE)
+        device.upload.send(seq)
+    device.refuse(1)
+    device.transport.error = TransportError("1024 publishes already wait")
+    failed = device.accept(2)
+    device.transport.error = None
+
+    assert NotTaken(seq=2) == failed
+    assert device.accept(3) is None
+    assert [1, 3] == order(device)
+
+
+def test_an_update_that_is_settled_while_it_waits_is_not_sent(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a receipt for an earlier attempt."""
+    device.upload.chunk_bytes = 4096
+    for seq in (1, 2, 3):
+        device.put(LARGE)
+        device.upload.send(seq)
+    device.outbox.forget(2)
+
+    assert [Taken(seq=1), Taken(seq=3)] == device.accept_all()
+    assert [1, 3] == order(device)
+    assert "" == caplog.text
 
 
 def test_a_refused_chunk_ends_the_attempt(device: Device, caplog: pytest.LogCaptureFixture) -> None:
