@@ -4,9 +4,10 @@ An update says from which version it was trained, so two updates of one client t
 newer one. The publisher chooses its frames by what such visits would cost.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Final
+
+import numpy as np
 
 #: Clients whose last version is remembered; beyond them the one that has been silent for longest counts as new.
 MAX_CLIENTS: Final = 65_536
@@ -14,6 +15,8 @@ MAX_CLIENTS: Final = 65_536
 MAX_VERSIONS: Final = 4096
 #: Visits after which all that was counted weighs half, so that a change of habits shows.
 _HALF_LIFE: Final = 2048
+#: The share of newcomers is a running mean over about so many visits: a federation begins with nothing else.
+_RECENT: Final = 32
 
 
 class Absence:
@@ -21,10 +24,10 @@ class Absence:
 
     def __init__(self) -> None:
         self._held: dict[str, int] = {}
-        # One visit of either kind, so that there is something to reckon with before anybody came.
-        self._missed: Counter[int] = Counter({1: 1})
-        self._newcomers = 1
-        self._visits = 2
+        # One visit, so that there is something to reckon with before anybody came.
+        self._missed = np.zeros(MAX_VERSIONS + 1)
+        self._missed[1] = self._visits = 1.0
+        self._newcomers = 0.5
 
     def note(self, client: str, version: int) -> None:
         """An update of a client came that was trained from a version."""
@@ -32,17 +35,16 @@ class Absence:
         self._held[client] = version if before is None else max(version, before)
         if len(self._held) > MAX_CLIENTS:
             del self._held[next(iter(self._held))]
-        if before is None:
-            self._newcomers += 1
-        elif version <= before:
+        if before is not None and version <= before:
             return  # a second update from the same download
-        else:
-            self._missed[min(version - before, MAX_VERSIONS)] += 1
+        self._newcomers += ((before is None) - self._newcomers) / _RECENT
+        if before is None:
+            return
+        self._missed[min(version - before, MAX_VERSIONS)] += 1
         self._visits += 1
         if self._visits >= _HALF_LIFE:
-            self._missed = Counter({gap: count // 2 for gap, count in self._missed.items() if count > 1})
-            self._newcomers = max(1, self._newcomers // 2)
-            self._visits = self._missed.total() + self._newcomers
+            self._missed /= 2  # not in whole numbers: long absences are rare, and hardly two are equal
+            self._visits /= 2
 
     def cost(self, version: int, frames: Iterable[tuple[int, int]]) -> float:
         """Expected bytes of frames that a visitor downloads.
@@ -51,8 +53,9 @@ class Absence:
             version: the newest.
             frames: version and bytes of each; a visitor has those that were there when it came last.
         """
-        frames = tuple(frames)
-        total = self._newcomers * sum(size for _, size in frames)
-        for gap, visits in self._missed.items():
-            total += visits * sum(size for made, size in frames if made > version - gap)
-        return total / self._visits
+        longer = self._visits - np.cumsum(self._missed)  # visits that missed more than so many versions
+        total = 0.0
+        for made, size in frames:
+            lack = longer[min(version - made, MAX_VERSIONS)] / self._visits
+            total += size * (self._newcomers + (1 - self._newcomers) * float(lack))
+        return total

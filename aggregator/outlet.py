@@ -163,7 +163,7 @@ class Outlet:
                 self._told = False
 
     def _withhold(self, error: PacketTooLargeError) -> None:
-        """Publish no version on this connection. Later ones name the same keyframe, or are cut as large."""
+        """Publish no version on this connection: the next one would name the same frames, or others cut as large."""
         self._too_large = True
         self._queue = deque(message for message in self._queue if not message.of_model)
         if not self._told:

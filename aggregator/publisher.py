@@ -15,14 +15,14 @@ costs least for the absences that it sees (`Absence`).
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
-from fedmq import encoding
+from fedmq import encoding, wire
 from fedmq.chunks import split
-from fedmq.codecs import Pipeline, parse_pipeline
+from fedmq.codecs import Pipeline, parse_pipeline, pipeline_from_wire
 from fedmq.errors import CodecError, SettingError
 from fedmq.settings import setting
 from fedmq.types import (
@@ -36,8 +36,6 @@ from fedmq.types import (
 
 from .absence import Absence
 
-#: Room in a publish for the head's other fields beside an inline delta.
-_HEAD_BYTES: Final = 2048
 #: A frame in the place of several is smaller than those together; how much is learned, beginning with this.
 _MERGED: Final = 0.8
 
@@ -127,8 +125,9 @@ class Publisher:
         self._frames: tuple[PublishedFrame, ...] = ()
         self._decoded = np.zeros(0, np.float32)  # what the whole stack comes to
         self._merged = _MERGED
-        self._live: list[ObjectRef] = []
-        self._dying: list[ObjectRef] = []
+        # By id: the objects of the last head, and those of the one before that are not in it.
+        self._live: dict[str, ObjectRef] = {}
+        self._dying: dict[str, ObjectRef] = {}
 
     @property
     def frames(self) -> tuple[PublishedFrame, ...]:
@@ -142,18 +141,13 @@ class Publisher:
             self._cut(model)
         elif model.version - self._frames[-1].version >= self._settings.frame_versions:
             self._advance(model)
-        delta, decoded, objects = None, self._decoded, list[tuple[ObjectRef, tuple[bytes, ...]]]()
+        delta, decoded = None, self._decoded
         if model.version > self._frames[-1].version:
             payload, decoded = self._encode(model, self._delta_pipeline, self._decoded)
+            delta = CumulativeDelta(codec=str(self._delta_pipeline), content=payload)
             if len(payload) >= self._frames[0].size:
                 self._cut(model)
-                decoded = self._decoded
-            else:
-                content: bytes | ObjectRef = payload
-                if len(payload) > self._settings.chunk_bytes - _HEAD_BYTES:
-                    content = self._ref(payload)
-                    objects.append((content, self._chunks(payload)))
-                delta = CumulativeDelta(codec=str(self._delta_pipeline), content=content)
+                delta, decoded = None, self._decoded
         head = ModelHead(
             epoch=model.epoch,
             version=model.version,
@@ -162,17 +156,21 @@ class Publisher:
             delta=delta,
             digest=encoding.digest(decoded),
         )
-        new = [frame for frame in self._frames if frame not in before]
-        objects[:0] = [(self._ref(frame.content), self._chunks(frame.content)) for frame in new]
-        live = [frame.content for frame in head.frames] + [ref for ref, _ in objects]
-        return Publication(head=head, objects=tuple(objects), retired=self._retire(live))
+        contents = [frame.content for frame in self._frames if frame not in before]
+        if delta is not None and len(wire.pack_head(head)) > self._settings.chunk_bytes:
+            contents.append(payload)
+            head = replace(head, delta=replace(delta, content=self._ref(payload)))
+        return Publication(
+            head=head,
+            objects=tuple((self._ref(content), self._chunks(content)) for content in contents),
+            retired=self._retire(_objects(head)),
+        )
 
     def adopt(self, head: ModelHead) -> None:
         """Take responsibility for the objects of a head that a former life of this process left on the broker."""
-        refs = [frame.content for frame in head.frames]
-        if head.delta is not None and isinstance(head.delta.content, ObjectRef):
-            refs.append(head.delta.content)
-        self._dying += [ref for ref in refs if ref not in self._live and ref not in self._dying]
+        for ref in _objects(head):
+            mine = self._live if ref.id in self._live else self._dying
+            mine[ref.id] = _longer(ref, mine.get(ref.id))
 
     def restore(self, model: GlobalModel, frames: Sequence[PublishedFrame]) -> None:
         """Go on with the stack of a former life, as `frames` told it.
@@ -202,23 +200,34 @@ class Publisher:
         sizes = [frame.size for frame in frames]
         # How large a frame on the first `kept` ones would be: known, for a keyframe, or learned.
         merged = [sizes[0], *(self._merged * (sum(sizes[kept:]) + len(payload)) for kept in range(1, top))]
-        costs = [self._cost(model, kept, math.ceil(size)) for kept, size in enumerate(merged)]
-        costs.append(self._cost(model, top, len(payload)) if top < self._settings.max_frames else math.inf)
+        costs = [
+            self._cost(model, kept, math.ceil(size)) for kept, size in enumerate([*merged, len(payload)])
+        ]
         kept = costs.index(min(costs))
-        if kept == 0:
-            self._cut(model)
-            return
-        if kept < top:
+        if 0 < kept < top:
             error = _energy(model.vector - decoded)
             state = list(self._states(model, frames[:kept]))[-1]
-            pipeline = _as_good(error, _energy(model.vector - state))
+            if error:  # else the codec loses nothing, and so must this frame
+                pipeline = _as_good(error, _energy(model.vector - state))
             payload, decoded = self._encode(model, pipeline, state)
             self._merged += 0.2 * (len(payload) / (merged[kept] / self._merged) - self._merged)
+        if kept == 0 or len(payload) >= sizes[0] or not self._has_room(model, kept, len(payload)):
+            self._cut(model)
+            return
         self._frames = (*frames[:kept], self._frame(model, pipeline, payload))
         self._decoded = decoded
 
+    def _has_room(self, model: GlobalModel, kept: int, size: int) -> bool:
+        """Whether a frame of a size may stand on the first `kept` ones: an edge refuses what is too much."""
+        frames = self._frames
+        # a difference behind it is at most as long as the keyframe
+        total = sum(frame.size for frame in frames[:kept]) + size + frames[0].size
+        return kept < self._settings.max_frames and total <= encoding.max_model_bytes(model.layout)
+
     def _cost(self, model: GlobalModel, kept: int, size: int) -> float:
         """Expected bytes for a visitor when a frame of a size is put on the first `kept` ones."""
+        if kept and not self._has_room(model, kept, size):
+            return math.inf
         stack = [(frame.version, frame.size) for frame in self._frames[:kept]]
         return self.absence.cost(model.version, [*stack, (model.version, size)])
 
@@ -236,7 +245,7 @@ class Publisher:
         """What each frame comes to with those below; one vector, which changes with every step."""
         state = np.zeros_like(model.vector)
         for frame in frames:
-            encoding.decode(model.layout, parse_pipeline(frame.codec), frame.content).add_to(state)
+            encoding.decode(model.layout, pipeline_from_wire(frame.codec), frame.content).add_to(state)
             yield state
 
     def _frame(self, model: GlobalModel, pipeline: Pipeline, payload: bytes) -> PublishedFrame:
@@ -249,12 +258,26 @@ class Publisher:
         chunks = -(-len(content) // self._settings.chunk_bytes)
         return ObjectRef(id=encoding.object_id(content), size=len(content), chunks=chunks)
 
-    def _retire(self, live: list[ObjectRef]) -> tuple[ObjectRef, ...]:
+    def _retire(self, refs: Iterable[ObjectRef]) -> tuple[ObjectRef, ...]:
         """Objects of the publish before last: an edge may still be pulling those of the last one."""
-        retired = tuple(ref for ref in self._dying if ref not in live)
-        self._dying = [ref for ref in self._live if ref not in live]
+        live = {ref.id: _longer(ref, self._live.get(ref.id, self._dying.get(ref.id))) for ref in refs}
+        retired = tuple(ref for object_id, ref in self._dying.items() if object_id not in live)
+        self._dying = {object_id: ref for object_id, ref in self._live.items() if object_id not in live}
         self._live = live
         return retired
+
+
+def _objects(head: ModelHead) -> list[ObjectRef]:
+    """The objects that a head names."""
+    refs = [frame.content for frame in head.frames]
+    if head.delta is not None and isinstance(head.delta.content, ObjectRef):
+        refs.append(head.delta.content)
+    return refs
+
+
+def _longer(ref: ObjectRef, known: ObjectRef | None) -> ObjectRef:
+    """Of two cuts of one object the one in more chunks: they lie on the same topics, and must all be cleared."""
+    return ref if known is None or known.chunks < ref.chunks else known
 
 
 def _energy(vector: ParamVector) -> float:

@@ -15,7 +15,7 @@ from typing import Final
 
 from fedmq import __version__, wire
 from fedmq.envelope import Kind
-from fedmq.errors import StoreError, WireError
+from fedmq.errors import StoreError
 from fedmq.eventlog import EventLog
 from fedmq.plan import Plan
 from fedmq.topics import Topics, check_name, is_name, last_level
@@ -285,17 +285,11 @@ class Service:
         delivery.ack()
         if delivery.topic == self._topics.plan:
             self._plan_lost = delivery.payload != wire.pack_plan(self.plan)
-            return
-        if delivery.topic == self._topics.model:
+        elif delivery.topic == self._topics.model:
             self._transport.unsubscribe(delivery.topic)
             if delivery.payload:
                 self._outlet.adopt(delivery.payload)
-            return
-        try:
-            heard = wire.unpack_presence(Kind.AGGREGATOR, delivery.payload)
-        except WireError:
-            heard = None  # cleared, or damaged: in either case not what clients must find there
-        if heard is None or heard.boot != self._boot or heard.state is not PresenceState.ONLINE:
+        elif delivery.payload != self._birth:
             self._outlet.queue(self._presence_topic, self._birth)
             self._outlet.flush()
 
@@ -317,7 +311,7 @@ class Service:
 
     def _restore_plan(self, now: float) -> None:
         if self._plan_lost and now - self._plan_at >= PLAN_SECONDS:
-            log.warning("the plan was cleared or replaced: is a second aggregator running? Publishing it again")
+            log.warning("the plan was cleared or replaced; it is published again. A second aggregator?")
             self._queue_plan(now)
 
     def _publish(self, now: float) -> None:

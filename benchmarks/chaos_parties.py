@@ -230,6 +230,7 @@ def make_aggregator(folder: Path, broker_port: int, sabotage: str) -> Party:
         # an update takes three chunks
         "publish": {
             "keyframe_codec": "float32",
+            "frame_codec": "float32",
             "delta_codec": "float32",
             "chunk_bytes": 4096,
             "min_interval": 0.05,

@@ -204,7 +204,7 @@ def _read_frames(fields: Fields) -> tuple[Frame, ...]:
 
 def pack_head(head: ModelHead) -> bytes:
     """The head of the newest model."""
-    codecs = ["", *(frame.codec for frame in head.frames)]
+    codecs = [None, *(frame.codec for frame in head.frames)]
     body: dict[str, object] = {
         "e": head.epoch,
         "v": head.version,

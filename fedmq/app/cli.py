@@ -20,8 +20,8 @@ _INTERRUPTED: Final = 130
 COMMANDS: Final[Mapping[str, str]] = {
     name: f"fedmq.app.commands.{name}"
     for name in (
-        *("demo", "aggregator", "agent", "evaluator", "broker", "init", "shards"),
-        *("status", "export", "journal", "verify", "replay"),
+        *("demo", "simulate", "aggregator", "agent", "evaluator", "broker", "init", "shards"),
+        *("status", "export", "journal", "verify", "replay", "codecs"),
     )
 }
 

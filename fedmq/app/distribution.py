@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedmq.errors import SettingError
 
@@ -20,16 +21,17 @@ from fedmq.errors import SettingError
 @dataclass(frozen=True, slots=True)
 class _Form:
     parameters: tuple[str, ...]
-    draw: Callable[..., float]
+    draw: Callable[..., NDArray[np.float64]]
 
 
 FORMS: Final[Mapping[str, _Form]] = {
-    "constant": _Form(("c",), lambda random, c: c),
-    "uniform": _Form(("low", "high"), lambda random, low, high: random.uniform(low, high)),
+    "constant": _Form(("c",), lambda random, count, c: np.full(count, c)),
+    "uniform": _Form(("low", "high"), lambda random, count, low, high: random.uniform(low, high, count)),
     "lognormal": _Form(
-        ("median", "sigma"), lambda random, median, sigma: median * math.exp(sigma * random.standard_normal())
+        ("median", "sigma"),
+        lambda random, count, median, sigma: median * np.exp(sigma * random.standard_normal(count)),
     ),
-    "exponential": _Form(("mean",), lambda random, mean: random.exponential(mean)),
+    "exponential": _Form(("mean",), lambda random, count, mean: random.exponential(mean, count)),
 }
 
 _TEXT: Final = re.compile(r"\s*([a-z]+)\s*\(([^()]*)\)\s*")
@@ -44,7 +46,11 @@ class Distribution:
 
     def draw(self, random: np.random.Generator) -> float:
         """One value."""
-        return float(FORMS[self.form].draw(random, *self.parameters))
+        return float(self.draw_many(random, 1)[0])
+
+    def draw_many(self, random: np.random.Generator, count: int) -> NDArray[np.float64]:
+        """Many values, shape (count,): the same as `draw` would give one after the other."""
+        return FORMS[self.form].draw(random, count, *self.parameters)
 
     def __str__(self) -> str:
         return f"{self.form}({', '.join(f'{value:g}' for value in self.parameters)})"

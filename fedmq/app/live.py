@@ -108,6 +108,6 @@ def _row(agent: AgentView) -> tuple[RenderableType, ...]:
         Text(agent.state, style=_STYLES.get(agent.state, "")),
         str(agent.updates),
         str(agent.base_version) if agent.base_version >= 0 else "–",
-        decimal(agent.sent.total),
-        decimal(agent.received.total),
+        decimal(agent.traffic["sent"]),
+        decimal(agent.traffic["received"]),
     )

@@ -14,35 +14,51 @@ from typing import Any, Final
 from .runlog import LOG_NAME
 
 _SHOWN_STATES: Final = {"idle": "waiting"}
+_PARTS: Final = ("payload_sent", "payload_received", "topic_sent", "topic_received")
 
 
 @dataclass(slots=True)
-class _Meter:
-    """A byte counter that survives the restarts of the process it belongs to."""
+class Odometer:
+    """An agent's byte counters, which begin at 0 with each of its lives, summed over all of them.
 
-    before: int = 0
-    latest: int = 0
+    Attributes:
+        measured: whether the agent's system counts the bytes itself; None while the agent has not said.
+    """
 
-    def read(self, value: int) -> None:
-        if value < self.latest:
-            self.before += self.latest
-        self.latest = value
+    measured: bool | None = None
+    _before: Counter[str] = field(default_factory=Counter)
+    _latest: Counter[str] = field(default_factory=Counter)
+
+    def read(self, entry: dict[str, Any]) -> None:
+        """Take the counters that stand in an agent's entry; `sent` and `received` stand in each."""
+        if entry["sent"] < self._latest["sent"]:  # a life begins with an entry before anything is sent
+            self._before.update(self._latest)
+            self._latest.clear()
+        for name in ("sent", "received", *_PARTS):
+            if name in entry:
+                self._latest[name] = entry[name]
+        if "measured" in entry:
+            self.measured = entry["measured"] and self.measured is not False
+
+    def __getitem__(self, name: str) -> int:
+        return self._before[name] + self._latest[name]
 
     @property
-    def total(self) -> int:
-        return self.before + self.latest
+    def parts(self) -> dict[str, int]:
+        """What the bytes were, as far as the agent has said."""
+        return {name: self[name] for name in _PARTS} if self.measured is not None else {}
 
 
 @dataclass(slots=True)
 class AgentView:
-    """One agent as far as its diary tells."""
+    """One agent as far as its diary tells: `since` when it has been in this state, and when it was last `seen`."""
 
     state: str = "starting"
     since: float = 0.0
     updates: int = 0
     base_version: int = -1
-    sent: _Meter = field(default_factory=_Meter)
-    received: _Meter = field(default_factory=_Meter)
+    seen: float = 0.0
+    traffic: Odometer = field(default_factory=Odometer)
 
 
 @dataclass(slots=True)
@@ -67,13 +83,13 @@ class RunView:
 
     @property
     def uplink_bytes(self) -> int:
-        """What all agents sent, as MQTT packets."""
-        return sum(agent.sent.total for agent in self.agents.values())
+        """What all agents sent, everything inside TCP."""
+        return sum(agent.traffic["sent"] for agent in self.agents.values())
 
     @property
     def downlink_bytes(self) -> int:
-        """What all agents received, as MQTT packets."""
-        return sum(agent.received.total for agent in self.agents.values())
+        """What all agents received, likewise."""
+        return sum(agent.traffic["received"] for agent in self.agents.values())
 
 
 class Recorder:
@@ -109,8 +125,14 @@ class Recorder:
         return bool(entries)
 
     def close(self) -> None:
-        """Take the rest, then close the file."""
+        """Take the rest, note what each agent's connections carried, then close the file."""
         self.poll()
+        for client, agent in sorted(self.view.agents.items()):
+            traffic = agent.traffic
+            whole = {"sent": traffic["sent"], "received": traffic["received"]}
+            self._write(
+                agent.seen, "traffic", client=client, **whole, **traffic.parts, measured=traffic.measured
+            )
         self._metrics.close()
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
@@ -132,8 +154,8 @@ class Recorder:
         view = self.view
         if "sent" in entry:
             agent = view.agents.setdefault(entry["client"], AgentView())
-            agent.sent.read(entry["sent"])
-            agent.received.read(entry["received"])
+            agent.traffic.read(entry)
+            agent.seen = t
         match kind:
             case "state" | "away":
                 agent = view.agents[entry["client"]]
@@ -148,7 +170,8 @@ class Recorder:
                 view.folded += 1
                 view.version = max(view.version, entry["version"])
                 view.staleness[entry["staleness"]] += 1
-                self._copy(t, entry, "client", "seq", "base_version", "version", "staleness", "bytes")
+                names = ("client", "seq", "base_version", "version", "staleness", "bytes", "payload")
+                self._copy(t, entry, *(name for name in names if name in entry))
             case "refusal":
                 view.refused[entry["reason"]] += 1
                 self._copy(t, entry, "client", "seq", "reason")

@@ -13,19 +13,22 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from rich.filesize import decimal as human_bytes
 from rich.markup import escape
 from rich.table import Table
 
+from .accounting import Accounting, account
 from .runlog import LOG_NAME, Evaluation, Fold, Publish, Refusal, RunLog, read_log
 
 Setting: TypeAlias = str | int | float | bool
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+
+_CLIENTS_SHOWN: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +73,8 @@ class Report:
         target: the accuracy to reach.
         seconds_to_target: time of the first evaluation that reached the target, since the run's start.
         updates_to_target: updates folded by then.
-        uplink_bytes_to_target: bytes from all agents by then, as MQTT packets.
-        downlink_bytes_to_target: bytes to all agents by then, as MQTT packets.
+        uplink_bytes_to_target: bytes from all agents by then, everything inside TCP.
+        downlink_bytes_to_target: bytes to all agents by then, likewise.
         dense_bytes_to_target: what dense float32 would have moved by then, both ways together.
         versions: the newest model version seen.
         updates_folded: in the whole run.
@@ -80,6 +83,7 @@ class Report:
         downlink_bytes: to all agents, up to the last evaluation.
         dense_bytes: what dense float32 would have moved up to the last evaluation, both ways together.
         dense_model_bytes: the size of one dense model.
+        accounting: where the bytes went, and to whom.
         staleness: of the folded updates.
         agents: how many took part.
         broker: which one.
@@ -105,6 +109,7 @@ class Report:
     downlink_bytes: int | None
     dense_bytes: int | None
     dense_model_bytes: int
+    accounting: Accounting
     staleness: Staleness
     agents: int
     broker: str
@@ -117,6 +122,7 @@ class Report:
     def to_json(self) -> dict[str, Json]:
         """The report as strict JSON: the histogram's keys and settings that are not finite become text."""
         values: dict[str, Json] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["accounting"] = asdict(self.accounting)
         values["staleness"] = {
             "mean": self.staleness.mean,
             "max": self.staleness.max,
@@ -159,6 +165,7 @@ def build_report(folder: Path, facts: RunFacts) -> Report:
         downlink_bytes=last.downlink_bytes if last else None,
         dense_bytes=_dense_bytes(arrivals, last, facts.dense_model_bytes),
         dense_model_bytes=facts.dense_model_bytes,
+        accounting=account(log),
         staleness=Staleness(
             mean=sum(fold.staleness for fold in folds) / len(folds) if folds else None,
             max=max(ages, default=None),
@@ -188,6 +195,10 @@ def _notes(log: RunLog, reached: Evaluation | None, target: float) -> tuple[str,
         notes.append(f"The target accuracy of {target:g} was not reached.")
     if not log.folds:
         notes.append("No update was folded.")
+    if account(log).measured is False:
+        notes.append(
+            "Bytes of agents whose system does not count them are MQTT packets without pings and TLS."
+        )
     if log.cut_off:
         notes.append(f"The last line of {LOG_NAME} was cut off while it was written; it is left out.")
     return tuple(notes)
@@ -239,7 +250,29 @@ def summary_lines(report: Report) -> list[Line]:
             remark=f"{report.agents:,} agents, {report.broker}",
         ),
         Line(label="data", value=report.data, remark=f"seed {report.seed}"),
+        *_accounting_lines(report.accounting),
     ]
+
+
+def _accounting_lines(accounting: Accounting) -> list[Line]:
+    """What an update cost, of what that consisted, and what each agent's connections carried."""
+    lines = []
+    sent = sum(moved.sent for moved in accounting.clients.values())
+    received = sum(moved.received for moved in accounting.clients.values())
+    if accounting.updates:
+        for label, whole, parts in (
+            ("up per update", sent, accounting.uplink),
+            ("down per update", received, accounting.downlink),
+        ):
+            remark = ", ".join(f"{count / whole:.1%} {name}" for name, count in parts.items() if whole)
+            lines.append(Line(label=label, value=f"{whole / accounting.updates:,.0f} bytes", remark=remark))
+    for client, moved in list(accounting.clients.items())[:_CLIENTS_SHOWN]:
+        value = f"up {human_bytes(moved.sent)}, down {human_bytes(moved.received)}"
+        each = f", {moved.sent / moved.updates:,.0f} bytes up each" if moved.updates else ""
+        lines.append(Line(label=client, value=value, remark=f"{moved.updates:,} folded{each}"))
+    if (hidden := len(accounting.clients) - _CLIENTS_SHOWN) > 0:
+        lines.append(Line(label=f"{hidden:,} agents more", value="see report.json"))
+    return lines
 
 
 def _number(value: float | None, form: str, *, missing: str = "") -> str:
@@ -271,7 +304,7 @@ def summary_table(report: Report) -> Table:
     table.add_column()
     table.add_column(style="dim")
     for line in summary_lines(report):
-        table.add_row(line.label, escape(line.value), escape(line.remark))
+        table.add_row(escape(line.label), escape(line.value), escape(line.remark))
     if report.notes:
         table.caption = escape("\n".join(report.notes))
         table.caption_justify = "left"

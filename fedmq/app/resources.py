@@ -12,7 +12,7 @@ from typing import Final
 from fedmq.errors import LocalError
 
 #: A folder in memory, where the system has one: what need not survive us need not reach a disk.
-_MEMORY_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - TemporaryDirectory makes a folder of our own in it
+_MEMORY_FOLDER: Final = Path("/dev/shm")
 
 
 def one_blas_thread() -> AbstractContextManager[object]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
 from fedmq.errors import DataError
 
@@ -20,7 +20,7 @@ AGGREGATOR_STATES: Final = ("up", "down")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A version's accuracy on the test data; the counts are cumulative, bytes are whole MQTT packets."""
+    """A version's accuracy on the test data; the counts are cumulative, bytes are everything inside TCP."""
 
     t: float
     version: int
@@ -33,7 +33,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """An update was folded into the model."""
+    """An update was folded into the model: `bytes` is its envelope, `payload` what the codec made of it."""
 
     t: float
     client: str
@@ -42,6 +42,7 @@ class Fold:
     version: int
     staleness: int
     bytes: int
+    payload: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,25 @@ class AggregatorState:
     state: str
 
 
-Event: TypeAlias = Evaluation | Fold | Refusal | Publish | AgentState | AggregatorState
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTraffic:
+    """What one agent's connections carried since the run began; see `fedmq.transport.base.Traffic` for the words.
+
+    The parts are None when the agent told only the whole. The last one of a client counts.
+    """
+
+    t: float
+    client: str
+    sent: int
+    received: int
+    payload_sent: int | None = None
+    payload_received: int | None = None
+    topic_sent: int | None = None
+    topic_received: int | None = None
+    measured: bool | None = None
+
+
+Event: TypeAlias = Evaluation | Fold | Refusal | Publish | AgentState | AggregatorState | ClientTraffic
 
 _EVENTS: Final[Mapping[str, type[Event]]] = {
     "evaluation": Evaluation,
@@ -90,8 +109,14 @@ _EVENTS: Final[Mapping[str, type[Event]]] = {
     "publish": Publish,
     "agent": AgentState,
     "aggregator": AggregatorState,
+    "traffic": ClientTraffic,
 }
-_TYPES: Final[Mapping[object, str]] = {int: "an integer", float: "a number", str: "a text"}
+_TYPES: Final[Mapping[object, str]] = {
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +145,12 @@ class RunLog:
     def folds(self) -> list[Fold]:
         """Every update that was folded."""
         return [event for event in self.events if isinstance(event, Fold)]
+
+    @property
+    def traffic(self) -> dict[str, ClientTraffic]:
+        """What each agent's connections carried in all, by client, in the order of their names."""
+        last = {event.client: event for event in self.events if isinstance(event, ClientTraffic)}
+        return dict(sorted(last.items()))
 
     @property
     def arrivals(self) -> list[float]:
@@ -172,10 +203,13 @@ def _parse(record: object) -> Event:
     values: dict[str, Any] = {}
     for field in fields(event_type):
         value = record.get(field.name)
-        if field.type is float and type(value) is int:
+        if value is None and field.default is None:
+            continue
+        wanted = get_args(field.type)[0] if field.default is None else field.type  # int of int | None
+        if wanted is float and type(value) is int:
             value = float(value)
-        if type(value) is not field.type:
-            raise ValueError(f"has {field.name} = {value!r} where {_TYPES[field.type]} must stand")
+        if type(value) is not wanted:
+            raise ValueError(f"has {field.name} = {value!r} where {_TYPES[wanted]} must stand")
         # Loss alone may be anything: a run that diverges has an infinite one.
         if isinstance(value, int | float) and field.name != "loss" and not 0 <= value < math.inf:
             raise ValueError(f"has {field.name} = {value!r}, which is not a number from 0 up")

@@ -23,6 +23,7 @@ from .distribution import parse_distribution
 S = TypeVar("S")
 
 HOURS_A_DAY: Final = 24.0
+TRAINING: Final = ("real", "synthetic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,21 @@ class DataSettings:
     """What is learned, and who holds how much of it."""
 
     source: str = setting("auto", help="auto, debian, digits, download, or a folder of IDX files")
-    clients: int = setting(10, help="how many devices", low=1, high=100_000)
+    clients: int = setting(10, help="how many devices", low=1, high=10_000_000)
     alpha: float = setting(0.3, help="Dirichlet concentration: 0.1 very uneven labels, 100 nearly even")
     per_client: int | None = setting(
         None, help="training images of each device; 1000 if there are as many", low=1
     )
     cache: Path = setting(Path("runs/cache"), help="folder for data that is downloaded or converted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticSettings:
+    """Updates that nobody learned."""
+
+    parameters: int = setting(101_770, help="of the model", low=1, high=100_000_000)
+    payloads: int = setting(64, help="different updates that are drawn from", low=1, high=100_000)
+    sample: float = setting(60.0, help="virtual seconds between samples of the load", low=0.001)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +69,10 @@ class AvailabilitySettings:
     )
     opens: float = setting(0.0, help="hour of the day at which it may take part", low=0, high=HOURS_A_DAY)
     hours: float = setting(
-        HOURS_A_DAY, help="for how many hours of each day it may take part from then on", low=0.1, high=HOURS_A_DAY
+        HOURS_A_DAY,
+        help="for how many hours of each day it may take part from then on",
+        low=0.1,
+        high=HOURS_A_DAY,
     )
     spread: float = setting(
         0.0, help="hours by which devices differ in that, in all", low=0, high=HOURS_A_DAY
@@ -86,7 +99,9 @@ class DeviceClass:
     """Devices of one kind."""
 
     name: str = setting("device", help="of the kind, for reports")
-    share: float = setting(1.0, help="how many of all devices, in proportion to the other kinds' shares", low=0)
+    share: float = setting(
+        1.0, help="how many of all devices, in proportion to the other kinds' shares", low=0
+    )
     epoch_seconds: str = setting(
         "1", help="seconds of one local epoch: a distribution from which each device draws once"
     )
@@ -124,7 +139,14 @@ class Tables:
 
     name: str = setting("scenario", help="for reports")
     seed: int = setting(0, help="of everything random: partition, model, shuffling, durations", low=0)
+    topic_aliases: int = setting(
+        10, help="topics that a client may abbreviate at the broker; mosquitto takes 10", low=0, high=65_535
+    )
+    training: str = setting(
+        "real", help="real, or synthetic: only what devices send, for many of them", choices=TRAINING
+    )
     data: DataSettings = field(default_factory=DataSettings)
+    synthetic: SyntheticSettings = field(default_factory=SyntheticSettings)
     task: TaskSettings = field(default_factory=TaskSettings)
     fold: FoldSettings = field(default_factory=FoldSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
@@ -146,7 +168,17 @@ class Scenario(Tables):
 
     def __post_init__(self) -> None:
         if not sum(kind.share for kind in self.devices) > 0:
-            raise SettingError("devices", len(self.devices), "at least one kind with a share above 0 is allowed")
+            raise SettingError(
+                "devices", len(self.devices), "at least one kind with a share above 0 is allowed"
+            )
+
+    def clients(self) -> Iterator[tuple[str, DeviceClass]]:
+        """Each client id with what its device is like."""
+        index = 0
+        for kind, count in zip(self.devices, self.counts(), strict=True):
+            for _ in range(count):
+                yield client_name(index), kind
+                index += 1
 
     def counts(self) -> list[int]:
         """How many devices of each kind there are: in proportion to the shares, the largest remainders up."""
@@ -157,6 +189,11 @@ class Scenario(Tables):
         for index in by_remainder[: self.data.clients - sum(counts)]:
             counts[index] += 1
         return counts
+
+
+def client_name(index: int) -> str:
+    """The client id of a device by its number; the demo's agents have the same ones."""
+    return f"agent-{index:02d}"
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -177,9 +214,7 @@ def load_scenario(path: Path) -> Scenario:
         raise SettingError("devices", "…", "one or more tables, each headed [[devices]], are allowed")
     tables = _fill(Tables, tree, "", extra="devices")
     devices = tuple(_fill(DeviceClass, kind, f"devices[{index}].") for index, kind in enumerate(kinds))
-    return Scenario(
-        **{name: getattr(tables, name) for name in Tables.__dataclass_fields__}, devices=devices
-    )
+    return Scenario(**{name: getattr(tables, name) for name in Tables.__dataclass_fields__}, devices=devices)
 
 
 def _fill(cls: type[S], tree: Mapping[str, object], prefix: str, extra: str = "") -> S:

@@ -11,46 +11,33 @@ broker notices at once when a device has gone. The same scenario always leads to
 trainer's arithmetic does.
 """
 
-import os
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from fedmq import wire
-from fedmq.aggregator.decision import Record
-from fedmq.aggregator.ledger import Key
-from fedmq.aggregator.service import Service
-from fedmq.aggregator.settings import AggregatorSettings
-from fedmq.aggregator.store import ChunkChanges, Store
 from fedmq.edge_agent.trainer import Trainer, find_factory
-from fedmq.modelfile import save_model
 from fedmq.plan import Scalar
-from fedmq.topics import Topics
-from fedmq.transport.base import Will
-from fedmq.transport.memory import MemoryBroker
-from fedmq.types import ObjectRef, Receipt
 
 from .datasets import Dataset, load_dataset
 from .partition import dirichlet_partition
-from .processor import one_blas_thread
-from .runlog import AgentState, AggregatorState, Evaluation, Event, Fold, Publish, Refusal
-from .scenario import LinkSettings, Scenario
+from .resources import allow_open_files, one_blas_thread, scratch_folder
+from .runlog import AgentState, AggregatorState, Evaluation, Event, Fold, Refusal
+from .scenario import Scenario
 from .shards import save_shards
+from .simulated_aggregator import News, SimulatedAggregator
 from .simulated_device import SimulatedDevice
-from .simulated_link import VirtualTransport, VirtualWire
 from .simulation_result import SimulationResult
-from .virtual_time import Agenda, Party
+from .virtual_time import Agenda
 
 __all__ = ["SimulationResult", "simulate"]
 
-#: A folder in memory, where the system has one: what need not survive us need not reach a disk.
-_MEMORY_FOLDER: Final = Path("/dev/shm")
 _PER_CLIENT: Final = 1000
+#: SQLite's three, and the lock.
+_FILES_A_DEVICE: Final = 4
+_OTHER_FILES: Final = 256
 
 
 def simulate(
@@ -73,31 +60,12 @@ def simulate(
     dataset = dataset or load_dataset(scenario.data.source, cache=scenario.data.cache)
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread())
-        in_memory = _MEMORY_FOLDER if os.access(_MEMORY_FOLDER, os.W_OK) else None
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmq-", dir=in_memory)))
+        allow_open_files(_FILES_A_DEVICE * scenario.data.clients + _OTHER_FILES)
+        folder = Path(stack.enter_context(scratch_folder()))
         simulation = _Simulation(scenario, dataset, folder, observe)
         stack.callback(simulation.close)
         simulation.run()
         return simulation.result(time.process_time() - began)
-
-
-class _WatchedStore(Store):
-    """Production's store, which tells what it has made durable."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.news: list[Record] = []
-
-    def append(
-        self,
-        records: Sequence[Record],
-        receipts: Mapping[Key, Receipt],
-        chunks: ChunkChanges,
-        received: float,
-        forgotten: Collection[Key] = (),
-    ) -> None:
-        super().append(records, receipts, chunks, received, forgotten)
-        self.news += records
 
 
 class _Simulation:
@@ -112,31 +80,21 @@ class _Simulation:
         self._staleness: Counter[int] = Counter()
         self._refusals: Counter[str] = Counter()
         self._reached = False
-        names = [f"agent-{index:02d}" for index in range(scenario.data.clients)]
-        shards = _cut(scenario, dataset, folder, names)
+        clients = dict(scenario.clients())
+        shards = _cut(scenario, dataset, folder, list(clients))
         plan = _trainer_settings(scenario, dataset)
         self._trainer: Trainer = find_factory(scenario.task.trainer)(plan, data=str(shards["test"]))
-        save_model(folder / "initial.safetensors", self._trainer.layout, self._trainer.initial())
-        settings = _aggregator_settings(scenario, folder, plan)
-        self._topics = Topics(settings.federation)
-        chunk_room = 1024
-        self._broker = MemoryBroker(
-            clock=self._agenda.clock,
-            maximum_packet_size=max(settings.publish.chunk_bytes, 262_144) + chunk_room,
+        self._aggregator = SimulatedAggregator(
+            scenario,
+            plan,
+            self._trainer.layout,
+            self._trainer.initial(),
+            folder=folder,
+            agenda=self._agenda,
+            on_news=self._take_news,
+            on_turn=self._evaluate_if_due,
         )
-        self._party = Party(
-            self._agenda, scenario.data.clients, self._turn, delay=settings.store.batch_delay
-        )
-        self._store = _WatchedStore(settings.store.path)
-        try:
-            self._service = Service(settings, self._store, self._connect, self._agenda.clock)
-        except BaseException:
-            self._store.close()
-            raise
-        self._transport.start()
-        self._party.wake()
         observe(AggregatorState(t=0.0, state="up"))
-        kinds = [kind for kind, count in zip(scenario.devices, scenario.counts(), strict=True) for _ in range(count)]
         self._devices = {
             name: SimulatedDevice(
                 index=index,
@@ -146,10 +104,10 @@ class _Simulation:
                 data=shards[name],
                 folder=folder,
                 agenda=self._agenda,
-                broker=self._broker,
+                broker=self._aggregator.broker,
                 on_state=self._note_state,
             )
-            for index, (name, kind) in enumerate(zip(names, kinds, strict=True))
+            for index, (name, kind) in enumerate(clients.items())
         }
 
     def run(self) -> None:
@@ -162,10 +120,10 @@ class _Simulation:
 
     def result(self, cpu_seconds: float) -> SimulationResult:
         """What it came to; the devices are switched off for it."""
-        state = self._service.engine.state
+        state = self._aggregator.engine.state
         return SimulationResult(
             scenario=self._scenario,
-            layout=self._service.engine.layout,
+            layout=self._aggregator.engine.layout,
             vector=state.vector.copy(),
             evaluations=tuple(self._evaluations),
             seconds=self._agenda.now,
@@ -181,42 +139,27 @@ class _Simulation:
         """Give all files back."""
         for device in self._devices.values():
             device.close()
-        self._store.close()
+        self._aggregator.close()
 
     @property
     def _folded(self) -> int:
-        return self._service.engine.tally.folded
+        return self._staleness.total()
 
     def _is_enough(self) -> bool:
         stop = self._scenario.stop
         return (
             self._reached
             or (stop.updates is not None and self._folded >= stop.updates)
-            or (stop.versions is not None and self._service.engine.state.version >= stop.versions)
+            or (stop.versions is not None and self._aggregator.engine.state.version >= stop.versions)
         )
 
-    def _connect(self, client_id: str, will: Will, expiry: int) -> VirtualTransport:
-        wire = VirtualWire(self._agenda, LinkSettings(), self._party.wake)
-        self._transport = VirtualTransport(self._broker, client_id, will, expiry, wire)
-        self._transport.published = self._note_publish
-        return self._transport
-
-    def _turn(self) -> float:
-        return self._transport.exhaust(self._work)
-
-    def _work(self) -> None:
-        """One turn of the aggregator, and what it led to."""
-        before = self._folded
-        self._service.turn()
-        news, self._store.news = self._store.news, []
-        for record in news:
-            self._note_record(record)
-        every = self._scenario.evaluation.every
-        if self._folded // every > before // every:
+    def _evaluate_if_due(self) -> None:
+        every, last = self._scenario.evaluation.every, self._evaluations[-1:]
+        if self._folded // every > (last[0].folded // every if last else 0):
             self._evaluate()
 
     def _evaluate(self) -> None:
-        model = self._service.engine.model
+        model = self._aggregator.engine.model
         metrics = self._trainer.evaluate(model.vector)
         evaluation = Evaluation(
             t=self._agenda.now,
@@ -232,42 +175,15 @@ class _Simulation:
         self._reached = target is not None and evaluation.accuracy >= target
         self._observe(evaluation)
 
-    def _note_record(self, record: Record) -> None:
-        device, now = self._devices[record.id.client], self._agenda.now
-        if record.refusal is not None:
-            device.refused += 1
-            reason = str(record.refusal.reason)
-            self._refusals[reason] += 1
-            self._observe(Refusal(t=now, client=record.id.client, seq=record.id.seq, reason=reason))
-            return
-        device.folded += 1
-        self._staleness[record.staleness] += 1
-        self._observe(
-            Fold(
-                t=now,
-                client=record.id.client,
-                seq=record.id.seq,
-                base_version=record.base_version,
-                version=record.version,
-                staleness=record.staleness,
-                bytes=len(record.message),
-            )
-        )
-
-    def _note_publish(self, topic: str, payload: bytes) -> None:
-        if topic != self._topics.model or not payload:
-            return
-        head = wire.unpack_head(payload)
-        delta = head.delta
-        self._observe(
-            Publish(
-                t=self._agenda.now,
-                version=head.version,
-                frame_bytes=0 if delta else head.frames[-1].content.size,
-                delta_bytes=len(payload)
-                + (delta.content.size if delta and isinstance(delta.content, ObjectRef) else 0),
-            )
-        )
+    def _take_news(self, event: News) -> None:
+        match event:
+            case Fold(client=client, staleness=staleness):
+                self._devices[client].folded += 1
+                self._staleness[staleness] += 1
+            case Refusal(client=client, reason=reason):
+                self._devices[client].refused += 1
+                self._refusals[reason] += 1
+        self._observe(event)
 
     def _note_state(self, client: str, state: str) -> None:
         self._observe(AgentState(t=self._agenda.now, client=client, state=state))
@@ -294,19 +210,3 @@ def _trainer_settings(scenario: Scenario, dataset: Dataset) -> dict[str, Scalar]
         "seed": scenario.seed,
         **dict(scenario.task.settings),
     }
-
-
-def _aggregator_settings(
-    scenario: Scenario, folder: Path, trainer_settings: Mapping[str, Scalar]
-) -> AggregatorSettings:
-    fold = scenario.fold
-    if fold.strategy == "fedavg" and fold.buffer_size is None:
-        fold = replace(fold, buffer_size=scenario.data.clients)
-    return AggregatorSettings(
-        model=folder / "initial.safetensors",
-        task=replace(scenario.task, settings=tuple(trainer_settings.items())),
-        fold=fold,
-        admission=scenario.admission,
-        publish=scenario.publish,
-        store=replace(scenario.store, path=folder / "aggregator.db"),
-    )

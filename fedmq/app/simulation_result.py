@@ -90,7 +90,9 @@ class SimulationResult:
     @property
     def mean_staleness(self) -> float | None:
         """Mean over the folded updates; None when there was none."""
-        return sum(age * count for age, count in self.staleness.items()) / self.updates if self.updates else None
+        return (
+            sum(age * count for age, count in self.staleness.items()) / self.updates if self.updates else None
+        )
 
     @property
     def uplink_bytes(self) -> int:

@@ -43,6 +43,15 @@ class Agenda:
         self._count += 1
         heapq.heappush(self._entries, (max(time, self.now), rank, self._count, action))
 
+    @property
+    def next_time(self) -> float:
+        """When the next thing is due; infinity when there is none."""
+        return self._entries[0][0] if self._entries else math.inf
+
+    def advance(self, time: float) -> None:
+        """Let time pass, up to something that is kept elsewhere; nothing on the agenda is due before."""
+        self.now = max(self.now, time)
+
     def step(self, until: float = math.inf) -> bool:
         """Let the next thing happen.
 

@@ -26,7 +26,7 @@ from fedmq.codecs.base import (
 )
 from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.pipeline import MAX_TEXT, Pipeline
-from fedmq.codecs.registry import BUILT_IN, ENTRY_POINT_GROUP, codec_from_config, find_codec
+from fedmq.codecs.registry import BUILT_IN, ENTRY_POINT_GROUP, codec_from_config, find_codec, installed_codecs
 from fedmq.codecs.text import parse_pipeline, pipeline_from_wire
 from fedmq.codecs.vector import MAX_LENGTH, FloatVector, IndexVector, SparseVector
 
@@ -52,6 +52,7 @@ __all__ = [
     "Transform",
     "codec_from_config",
     "find_codec",
+    "installed_codecs",
     "parse_pipeline",
     "pipeline_from_wire",
 ]

@@ -47,7 +47,7 @@ def find_scales(values: FloatVector, block: int, steps: int) -> FloatVector:
         steps: the largest code.
     """
     largest: FloatVector = np.maximum.reduceat(np.abs(values), np.arange(0, values.shape[0], block))
-    scales = np.minimum(largest / np.float32(steps), largest_scale(steps))
+    scales: FloatVector = np.minimum(largest / np.float32(steps), largest_scale(steps))
     scales[scales < _SMALLEST_NORMAL] = 0
     return scales
 
@@ -66,7 +66,8 @@ def require_scales(scales: FloatVector, steps: int) -> None:
 
 def largest_scale(steps: int) -> np.float32:
     """Return max / steps, rounded down: so many steps of it are finite."""
-    return np.nextafter(np.finfo(np.float32).max / np.float32(steps), np.float32(0))
+    largest: np.float32 = np.nextafter(np.finfo(np.float32).max / np.float32(steps), np.float32(0))
+    return largest
 
 
 def require_finite(numbers: FloatVector | NDArray[np.float16]) -> None:

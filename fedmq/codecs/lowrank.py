@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedmq.codecs.base import Transform
 from fedmq.codecs.geometry import Geometry
@@ -113,7 +112,7 @@ class LowRank(Transform):
         rows, columns = matrix.shape
         cut = np.clip(matrix, -_LARGEST_VALUE, _LARGEST_VALUE).astype(np.float64)
         width = min(self.rank + _EXTRA_COLUMNS, rows, columns)
-        right: NDArray[np.float64] = draw_unit(seed, columns * width).reshape(columns, width) - 0.5
+        right = draw_unit(seed, columns * width).reshape(columns, width).astype(np.float64) - 0.5
         for _ in range(_ROUNDS):
             left, _ = np.linalg.qr(cut @ right)
             right = cut.T @ left

@@ -72,6 +72,15 @@ def find_codec(codec_id: str) -> type[Codec]:
     return _load(installed[codec_id])
 
 
+def installed_codecs() -> list[type[Codec]]:
+    """Every codec that can be used here, the built-in ones first.
+
+    Raises:
+        CodecError: two packages claim one id, or a package's codec cannot be loaded.
+    """
+    return [*BUILT_IN.values(), *(_load(entry) for _, entry in sorted(_installed().items()))]
+
+
 def codec_from_config(config: Mapping[str, object]) -> Codec:
     """Build the codec that `Codec.get_config` described.
 

@@ -101,19 +101,20 @@ class Eden(Quantizer):
         turned = rotate(np.clip(values, -_LARGEST_VALUE, _LARGEST_VALUE), seed)
         sizes = self._sizes(count)
         starts = np.cumsum(sizes) - sizes
-        energy = np.add.reduceat(np.square(turned, dtype=np.float64), starts)
-        deviation = np.sqrt(energy / sizes).astype(np.float32)
+        energy: NDArray[np.float64] = np.add.reduceat(np.square(turned, dtype=np.float64), starts)
+        deviation: FloatVector = np.sqrt(energy / sizes).astype(np.float32)
         deviation[deviation == 0] = 1
-        codes = self._nearest(turned / np.repeat(deviation, sizes))
+        of_each: FloatVector = np.repeat(deviation, sizes)
+        codes = self._nearest(turned / of_each)
         centroids = self._centroids[codes]
         product = np.add.reduceat(np.multiply(turned, centroids, dtype=np.float64), starts)
         if self.unbiased:
             scales = energy / np.where(energy > 0, product, 1)
         else:
             scales = product / np.add.reduceat(np.square(centroids, dtype=np.float64), starts)
-        scales = np.minimum(scales, _LARGEST_SCALE).astype(np.float32)
-        scales[scales < _LEAST_SCALE] = 0
-        return Symbols(parameters=scales, codes=codes, seed=seed)
+        parameters: FloatVector = np.minimum(scales, _LARGEST_SCALE).astype(np.float32)
+        parameters[parameters < _LEAST_SCALE] = 0
+        return Symbols(parameters=parameters, codes=codes, seed=seed)
 
     def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
         """Return the centroids times their block's scale, turned back.
@@ -133,7 +134,7 @@ class Eden(Quantizer):
         return rotate_back(turned, symbols.seed)
 
     def _sizes(self, count: int) -> NDArray[np.int64]:
-        sizes = np.full(self.parameter_count(count), rotation_length(count))
+        sizes = np.full(self.parameter_count(count), rotation_length(count), np.int64)
         sizes[-1] += count % rotation_length(count)
         return sizes
 

@@ -50,7 +50,7 @@ class QSGD(Quantizer):
 
     @property
     def _steps(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def parameter_count(self, count: int) -> int:
         """Return one scale for each block begun."""

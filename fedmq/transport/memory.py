@@ -39,6 +39,7 @@ from fedmq.transport.base import (
 )
 from fedmq.transport.filters import check_filter, check_topic
 from fedmq.transport.memory_broker import DeadLetter, MemoryBroker
+from fedmq.transport.topic_alias import TopicAliases
 
 __all__ = ["DeadLetter", "InstantWire", "MemoryBroker", "MemoryTransport", "Wire"]
 
@@ -119,6 +120,7 @@ class MemoryTransport:
         self._outcome_awaited: dict[PublishToken, _Outgoing] = {}
         self._requests: dict[str, bool] = {}  # filter -> subscribe or unsubscribe, made while disconnected
         self._unacknowledged: set[int] = set()  # packet ids that came on this connection
+        self._aliases = TopicAliases(0)
         self._last_token = 0
         self._generation = 0
         self._connecting = False
@@ -164,8 +166,7 @@ class MemoryTransport:
             raise TransportError(
                 f"{self._max_queued} publishes already wait for their outcome: poll before publishing more"
             )
-        expiry_bytes = 0 if expiry is None else packet_size.MESSAGE_EXPIRY_PROPERTY
-        size = packet_size.publish(topic, len(payload), properties=1 + expiry_bytes)
+        size = packet_size.publish(topic, len(payload), properties=_properties(expiry, None))
         largest = self._broker.maximum_packet_size if self._online else packet_size.LARGEST_PACKET
         if size > largest:
             raise PacketTooLargeError(topic, size, largest)
@@ -205,6 +206,8 @@ class MemoryTransport:
         self._online = True
         self._generation += 1
         self._unacknowledged.clear()
+        # As over MQTT: a publish of a session that outlives its connection is sent again as it was.
+        self._aliases = TopicAliases(self._broker.topic_alias_maximum if self.clean_start else 0)
         self._count(sent=self._connect_bytes)
         self._down(
             packet_size.connack(properties=1),
@@ -227,7 +230,7 @@ class MemoryTransport:
         """A message for this client."""
         self._unacknowledged.add(packet_id)
         self._down(
-            packet_size.publish(topic, len(payload), properties=1),
+            packet_size.publish(topic, len(payload), properties=_properties(None, None)),
             Delivery(
                 topic=topic,
                 payload=payload,
@@ -267,8 +270,17 @@ class MemoryTransport:
     def _send(self, token: PublishToken, outgoing: _Outgoing) -> None:
         if outgoing.size > self._broker.maximum_packet_size:
             self._events.append(PublishRefused(token=token, reason=_PACKET_TOO_LARGE))
-        else:
-            self._up(outgoing.size, partial(self._route, token, outgoing))
+            return
+        topic, alias = self._aliases.spell(outgoing.topic)
+        self._aliases.sent(outgoing.topic, alias)
+        payload_bytes = len(outgoing.payload)
+        properties = _properties(outgoing.expiry, alias)
+        self._traffic.payload_sent += payload_bytes
+        self._traffic.topic_sent += len(topic.encode())
+        self._up(
+            packet_size.publish(topic, payload_bytes, properties=properties),
+            partial(self._route, token, outgoing),
+        )
 
     def _route(self, token: PublishToken, outgoing: _Outgoing) -> None:
         """A PUBLISH is at the broker."""
@@ -328,6 +340,9 @@ class MemoryTransport:
         def arrive() -> None:
             if self._online and generation == self._generation:
                 self._count(received=size)
+                if isinstance(event, Delivery):
+                    self._traffic.payload_received += len(event.payload)
+                    self._traffic.topic_received += len(event.topic.encode())
                 if event is not None:
                     self._events.append(event)
 
@@ -338,3 +353,12 @@ class MemoryTransport:
         self._traffic.bytes_received += received
         self._traffic.packets_sent += sent > 0
         self._traffic.packets_received += received > 0
+
+
+def _properties(expiry: float | None, alias: int | None) -> int:
+    """What a PUBLISH's properties take, with the byte of their length."""
+    return (
+        1
+        + (0 if expiry is None else packet_size.MESSAGE_EXPIRY_PROPERTY)
+        + (0 if alias is None else packet_size.TOPIC_ALIAS_PROPERTY)
+    )

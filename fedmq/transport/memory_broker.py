@@ -83,6 +83,7 @@ class MemoryBroker:
     Args:
         clock: seconds, for message and session expiry; never runs backwards.
         maximum_packet_size: largest PUBLISH in bytes.
+        topic_alias_maximum: topics for which a client may send numbers on one connection; mosquitto takes 10.
         session_queue: messages kept for one session; the newest are dropped beyond it, as mosquitto does.
         duplicate_rate: share of deliveries that come twice although nothing broke.
         seed: of the generator that picks them.
@@ -94,12 +95,14 @@ class MemoryBroker:
         *,
         clock: Callable[[], float],
         maximum_packet_size: int = packet_size.LARGEST_PACKET,
+        topic_alias_maximum: int = 0,
         session_queue: int = 100_000,
         duplicate_rate: float = 0.0,
         seed: int = 0,
         dead_letters_kept: int = 1024,
     ) -> None:
         self.maximum_packet_size = maximum_packet_size
+        self.topic_alias_maximum = topic_alias_maximum
         self.dead_letters: deque[DeadLetter] = deque(maxlen=dead_letters_kept)
         self._clock = clock
         self._session_queue = session_queue
@@ -148,6 +151,11 @@ class MemoryBroker:
         self._running = True
 
     # What they may ask.
+
+    def retained(self, topic: str) -> bytes | None:
+        """What is retained on a topic."""
+        message = self._retained.get(topic)
+        return None if message is None or self._clock() >= message.expires_at else message.payload
 
     def pending(self, client_id: str) -> int:
         """How many messages wait for this client or for its acknowledgement."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fedmq.aggregator.publisher import PublishSettings
-from fedmq.aggregator.service import SESSION_EXPIRY, Service
+from fedmq.aggregator.service import PLAN_SECONDS, SESSION_EXPIRY, Service
 from fedmq.aggregator.settings import AggregatorSettings, StoreSettings
 from fedmq.aggregator.store import Store
 from fedmq.aggregator.strategy import FoldSettings
@@ -35,6 +35,12 @@ from fedmq.types import Chunk, GlobalModel, PresenceState, Receipt, Refusal, Rej
 Message = Callable[..., bytes]
 TOPICS = Topics("default")
 AGGREGATOR = "default-aggregator-0"
+PUBLISH = PublishSettings(
+    min_interval=0.0,
+    keyframe_codec="float16",
+    frame_codec="topk(0.5) | float16 | rice",
+    delta_codec="topk(0.5) | float16 | rice",
+)
 
 
 class World:
@@ -46,7 +52,7 @@ class World:
         self.settings = AggregatorSettings(
             model=folder / "model.safetensors",
             fold=FoldSettings(buffer_size=1, staleness="constant"),
-            publish=PublishSettings(min_interval=0.0),
+            publish=PUBLISH,
             store=StoreSettings(path=folder / "aggregator.db", batch_delay=0.0),
             stats_interval=1e6,
         )
@@ -420,7 +426,7 @@ def test_unfinished_chunks_are_given_up_after_a_while(world: World, update: Mess
 
 
 def test_a_broker_that_lost_everything_gets_everything_again(world: World, update: Message) -> None:
-    """Plan, keyframe, head, birth and subscription."""
+    """Plan, frames, head, birth and subscription."""
     service = world.start()
     for seq in range(1, 4):
         world.send(update(seq=seq, delta=0.25))
@@ -441,7 +447,7 @@ def test_a_broker_that_lost_everything_gets_everything_again(world: World, updat
 
 def test_versions_that_come_too_fast_are_passed_over_for_the_newest(world: World, update: Message) -> None:
     """One head in ten seconds, and never an old one."""
-    service = world.start(publish=PublishSettings(min_interval=10.0))
+    service = world.start(publish=replace(PUBLISH, min_interval=10.0))
     listener = world.client("listener", TOPICS.model)
     list(events(listener))
     versions = []
@@ -456,7 +462,7 @@ def test_versions_that_come_too_fast_are_passed_over_for_the_newest(world: World
 
 def test_objects_that_no_head_names_any_more_are_cleared(world: World, update: Message) -> None:
     """A keyframe for every version: this one's, the last one's, and one that is about to go."""
-    service = world.start(publish=PublishSettings(min_interval=0.0, keyframe_versions=1))
+    service = world.start(publish=replace(PUBLISH, frame_versions=1, max_frames=1))
     counts = []
     for seq in range(1, 11):
         world.send(update(seq=seq, base=seq - 1, delta=0.25))
@@ -472,13 +478,14 @@ def test_a_head_never_overtakes_its_objects(tmp_path: Path, update: Message) -> 
     layout = ParamLayout((Segment(name="w", shape=(10_000,)),))
     world = World(tmp_path, layout)
     listener = world.client("listener", "fedmq/v1/default/#")
-    service = world.start(max_queued=7, publish=PublishSettings(min_interval=0.0, chunk_bytes=1024))
+    service = world.start(max_queued=7, publish=replace(PUBLISH, chunk_bytes=1024))
     world.turn(service, 10)
     came: list[str] = []
     for event in events(listener):
         came.append(event.topic)
         if event.topic == TOPICS.model:
-            ref = wire.unpack_head(event.payload).keyframe.content
+            (frame,) = wire.unpack_head(event.payload).frames
+            ref = frame.content
 
             assert {TOPICS.object(ref.id, index) for index in range(ref.chunks)} <= set(came)
     service._store.close()
@@ -655,3 +662,117 @@ def test_a_refused_update_is_settled_with_its_reason(world: World, update: Messa
 
     assert Refusal(reason=Rejection.SAMPLE_COUNT, detail=detail) == world.receipt().refusal(1)
     assert 0 == service.engine.state.version
+
+
+def plans(listener: MemoryTransport) -> list[bytes]:
+    """What came on the plan's topic."""
+    return [event.payload for event in events(listener) if event.topic == TOPICS.plan]
+
+
+@pytest.mark.parametrize("payload", [b"", b"another plan"])
+def test_a_plan_that_somebody_clears_or_replaces_is_published_again(
+    world: World, payload: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it nobody who comes now could take part; the aggregator does not wait for its next connection."""
+    service = world.start()
+    before = world.retained(TOPICS.plan)
+    world.now += PLAN_SECONDS
+    world.edge.publish(TOPICS.plan, payload, retain=True)
+    world.turn(service)
+
+    assert before == world.retained(TOPICS.plan)
+    assert 1 == caplog.text.count("the plan was cleared or replaced")
+
+
+def test_a_former_life_s_plan_is_replaced_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """It lies there when the aggregator subscribes, and is gone before anybody has to do something about it."""
+    world.kill(world.start())
+    listener = world.client("listener", TOPICS.plan)
+    former = plans(listener)
+    service = world.start(task=TaskSettings(local_epochs=7))
+    for _ in range(30):
+        world.now += 1.0
+        world.turn(service)
+
+    assert [wire.pack_plan(service.plan)] == plans(listener) != former
+    assert "" == caplog.text
+
+
+@pytest.mark.parametrize("payload", [b"", b"nonsense"])
+def test_a_presence_that_somebody_clears_or_replaces_is_published_again(world: World, payload: bytes) -> None:
+    """Edges wait while they do not find it."""
+    service = world.start()
+    topic = TOPICS.aggregator("0")
+    before = world.retained(topic)
+    world.edge.publish(topic, payload, retain=True)
+    world.turn(service)
+    listener = world.client("listener", topic)
+    world.turn(service)
+
+    assert before == world.retained(topic)
+    assert 1 == len(list(events(listener)))
+
+
+def test_two_who_disagree_about_the_plan_do_not_fill_the_broker_with_it(world: World) -> None:
+    """Two aggregators for one federation, which nobody should have."""
+    listener = world.client("listener", TOPICS.plan)
+    store = replace(world.settings.store, path=world.settings.store.path.with_name("other.db"))
+    services = [world.start(), world.start(shard="1", store=store)]
+    published = len(plans(listener))
+    for _ in range(1000):
+        world.now += 0.1
+        for service in services:
+            service.turn()
+        published += len(plans(listener))
+
+    assert 100 / PLAN_SECONDS - 2 < published <= 2 * 100 / PLAN_SECONDS + 2
+
+
+def test_a_broker_that_takes_no_chunk_gets_no_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It would send edges after objects that never come. The log says once what to set; the rest goes on."""
+    world = World(tmp_path, ParamLayout((Segment(name="w", shape=(10_000,)),)))
+    world.broker.maximum_packet_size = 1000
+    service = world.start(publish=replace(PUBLISH, chunk_bytes=1024))
+    for _ in range(5):
+        world.broker.disconnect(AGGREGATOR)
+        world.turn(service)
+    found = world.retained("fedmq/v1/default/#")
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    world.broker.maximum_packet_size = 2000
+    world.broker.disconnect(AGGREGATOR)
+    world.turn(service)
+    service._store.close()
+
+    assert {TOPICS.plan, TOPICS.aggregator("0"), TOPICS.stats("aggregator")} == set(found)
+    assert 1 == len(said)
+    assert "exceeds the broker's maximum packet of 1000 bytes" in said[0]
+    assert "No model is published" in said[0]
+    assert "publish.chunk_bytes" in said[0]
+    assert 10_000 == world.model().vector.size
+
+
+def test_the_model_before_stays_while_the_broker_takes_no_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With all that it names, and the aggregator does not try without pause."""
+    world = World(tmp_path, ParamLayout((Segment(name="w", shape=(10_000,)),)))
+    service = world.start(publish=replace(PUBLISH, chunk_bytes=1024))
+    before = world.model()
+    world.broker.maximum_packet_size = 1000
+    for version in range(1, 4):
+        world.broker.disconnect(AGGREGATOR)
+        world.turn(service)
+        vector = service.engine.state.vector.copy()
+        vector[version] = 1.0  # a small difference: its head alone would fit
+        service.engine.state = replace(service.engine.state, vector=vector, version=version)
+        world.turn(service)
+    between, idle = world.model(), service._idle(world.now)
+    world.broker.maximum_packet_size = 2000
+    world.broker.disconnect(AGGREGATOR)
+    world.turn(service)
+    service._store.close()
+
+    assert (0, before.vector.tolist()) == (between.version, between.vector.tolist())
+    assert idle > 0
+    assert 3 == world.model().version
+    assert 1 == caplog.text.count("No model is published")

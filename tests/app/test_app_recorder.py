@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedmq.app.recorder import Recorder
-from fedmq.app.runlog import read_log
+from fedmq.app.runlog import ClientTraffic, read_log
 
 
 @pytest.fixture
@@ -34,7 +34,11 @@ def test_entries_of_several_diaries_are_merged_in_the_order_of_time(folder: Path
     recorder = Recorder(folder, 100.0)
     recorder.close()
 
-    assert [event.t for event in read_log(folder).events] == [0.5, 1.0]
+    assert [(type(event).__name__, event.t) for event in read_log(folder).events] == [
+        ("AggregatorState", 0.5),
+        ("AgentState", 1.0),
+        ("ClientTraffic", 1.0),
+    ]
 
 
 def test_a_line_that_is_half_written_is_taken_when_it_is_whole(folder: Path) -> None:
@@ -72,6 +76,42 @@ def test_byte_counters_go_on_when_a_process_starts_anew(folder: Path) -> None:
     recorder.close()
 
     assert (recorder.view.uplink_bytes, recorder.view.downlink_bytes) == (1300, 5070)
+
+
+def test_the_log_ends_with_what_each_agents_connections_carried(folder: Path) -> None:
+    """Over all its lives, with its parts where the agent told them, as of its last entry."""
+    parts = {"payload_sent": 60, "payload_received": 50, "topic_sent": 20, "topic_received": 10}
+    for second in (101.0, 103.0):
+        state(folder, "a", second, "training")
+        note(folder, "a", second + 1, "traffic", client="a", sent=100, received=70, measured=True, **parts)
+    state(folder, "b", 102.5, "training", sent=5, received=6)
+    recorder = Recorder(folder, 100.0)
+    recorder.close()
+
+    assert read_log(folder).traffic == {
+        "a": ClientTraffic(
+            t=4.0,
+            client="a",
+            sent=200,
+            received=140,
+            payload_sent=120,
+            payload_received=100,
+            topic_sent=40,
+            topic_received=20,
+            measured=True,
+        ),
+        "b": ClientTraffic(t=2.5, client="b", sent=5, received=6),
+    }
+
+
+def test_a_life_that_was_not_measured_is_remembered(folder: Path) -> None:
+    """The sum is then no measurement either."""
+    for second, measured in ((101.0, False), (102.0, True)):
+        note(folder, "a", second, "traffic", client="a", sent=0, received=0, measured=measured)
+    recorder = Recorder(folder, 100.0)
+    recorder.close()
+
+    assert read_log(folder).traffic["a"].measured is False
 
 
 def test_an_evaluation_carries_what_was_folded_and_sent_so_far(folder: Path) -> None:

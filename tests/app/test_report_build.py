@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from fedmq.app import report as report_module
-from fedmq.app.report import RunFacts, build_report, compare, summary_table, write_report
+from fedmq.app.accounting import ClientBytes
+from fedmq.app.report import RunFacts, build_report, compare, summary_lines, summary_table, write_report
 
 FACTS = RunFacts(
     target=0.75,
@@ -67,7 +68,7 @@ RUN = (
     evaluation(4.0, 0.80, 3, 80, 1500),
     evaluation(4.5, 0.74, 3, 100, 1600),
     fold(5.0, "a", 3, 1),
-    {"t": 6.5, "kind": "publish", "version": 9, "keyframe_bytes": 0, "delta_bytes": 5},
+    {"t": 6.5, "kind": "publish", "version": 9, "frame_bytes": 0, "delta_bytes": 5},
 )
 
 
@@ -97,6 +98,7 @@ def test_every_number_of_the_report_is_that_of_the_log(tmp_path: Path) -> None:
         "downlink_bytes": 1600,
         "dense_bytes": 2 * 5 * 4000,
         "dense_model_bytes": 4000,
+        "accounting": {"clients": {}, "updates": 0, "uplink": {}, "downlink": {}, "measured": None},
         "staleness": {"mean": 1.0, "max": 3, "histogram": {"0": 2, "1": 1, "3": 1}},
         "agents": 2,
         "broker": "mosquitto",
@@ -187,6 +189,79 @@ def test_the_table_fits_80_columns_and_compares_with_dense_float32(tmp_path: Pat
     assert rows["uplink in all"] == "100 bytes 20,354× less than dense float32 (2.0 MB)"
     assert rows["updates refused"] == "3 2 stale, 1 norm"
     assert "[red]x" in rows["duration"]
+
+
+def traffic(t: float, client: str, sent: int, received: int, **parts: object) -> dict[str, object]:
+    """What an agent's connections carried."""
+    return {"t": t, "kind": "traffic", "client": client, "sent": sent, "received": received, **parts}
+
+
+PARTS = {"payload_sent": 60, "payload_received": 500, "topic_sent": 30, "topic_received": 40}
+
+
+def test_the_accounting_divides_all_bytes_by_what_they_were(tmp_path: Path) -> None:
+    """Two agents; an update that was folded after an agent's last entry is not in its bytes yet."""
+    folds = [
+        fold(1.0, "a", 1, 0) | {"payload": 7},
+        fold(2.0, "b", 1, 0) | {"payload": 6},
+        fold(3.0, "b", 2, 0) | {"payload": 5},
+        fold(9.0, "a", 2, 0) | {"payload": 7},
+    ]
+    run = run_folder(
+        tmp_path,
+        *folds,
+        traffic(8.0, "a", 100, 900, measured=True, **PARTS),
+        traffic(10.0, "b", 150, 700, measured=True, **PARTS),
+    )
+    accounting = build_report(run, FACTS).accounting
+
+    assert accounting.clients == {
+        "a": ClientBytes(sent=100, received=900, updates=1),
+        "b": ClientBytes(sent=150, received=700, updates=2),
+    }
+    assert (accounting.updates, accounting.measured) == (3, True)
+    assert accounting.uplink == {
+        "payload": 18,
+        "envelope": 12,
+        "other messages": 90,
+        "topics": 60,
+        "MQTT": 70,
+    }
+    assert accounting.downlink == {"messages": 1000, "topics": 80, "MQTT": 520}
+
+
+def test_what_the_log_does_not_say_is_not_guessed(tmp_path: Path) -> None:
+    """Without an agent's parts there is no division, without payloads a coarser one."""
+    whole = traffic(9.0, "a", 100, 900)
+    divided = traffic(9.0, "a", 100, 900, measured=False, **PARTS)
+    coarse = build_report(run_folder(tmp_path, fold(1.0, "a", 1, 0), divided), FACTS)
+    nothing = build_report(
+        run_folder(tmp_path, fold(1.0, "a", 1, 0), divided, whole | {"client": "b"}), FACTS
+    )
+
+    assert coarse.accounting.uplink == {"updates": 10, "other messages": 50, "topics": 30, "MQTT": 10}
+    assert coarse.accounting.measured is False
+    assert any("without pings and TLS" in note for note in coarse.notes)
+    assert (nothing.accounting.uplink, nothing.accounting.downlink) == ({}, {})
+    assert nothing.accounting.measured is None
+    assert nothing.accounting.clients["b"] == ClientBytes(sent=100, received=900, updates=0)
+
+
+def test_the_summary_says_what_an_update_costs_and_names_the_agents(tmp_path: Path) -> None:
+    """Twenty of them, and how many there are beside."""
+    lines = [fold(1.0, f"agent-{number:02d}", 1, 0) | {"payload": 8} for number in range(23)]
+    lines += [traffic(2.0, f"agent-{number:02d}", 100, 600, **PARTS) for number in range(23)]
+    report = build_report(run_folder(tmp_path, *lines), FACTS)
+    shown = {line.label: (line.value, line.remark) for line in summary_lines(report)}
+
+    assert shown["up per update"] == (
+        "100 bytes",
+        "8.0% payload, 2.0% envelope, 50.0% other messages, 30.0% topics, 10.0% MQTT",
+    )
+    assert shown["down per update"] == ("600 bytes", "83.3% messages, 6.7% topics, 10.0% MQTT")
+    assert shown["agent-19"] == ("up 100 bytes, down 600 bytes", "1 folded, 100 bytes up each")
+    assert "agent-20" not in shown
+    assert shown["3 agents more"] == ("see report.json", "")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedmq.app.runlog import (
     AgentState,
     AggregatorState,
+    ClientTraffic,
     Evaluation,
     Fold,
     Publish,
@@ -55,8 +56,13 @@ def test_each_kind_of_line_becomes_its_event(tmp_path: Path) -> None:
                 "staleness": 1,
                 "bytes": 9,
             },
-            {"t": 2.75, "kind": "publish", "version": 2, "keyframe_bytes": 0, "delta_bytes": 7},
+            {"t": 2.75, "kind": "publish", "version": 2, "frame_bytes": 0, "delta_bytes": 7},
             {"t": 0.25, "kind": "aggregator", "state": "up"},
+            {"t": 4, "kind": "fold", "client": "a", "seq": 3, "base_version": 2, "version": 2, "staleness": 0,
+             "bytes": 9, "payload": 5},
+            {"t": 5, "kind": "traffic", "client": "a", "sent": 30, "received": 40, "payload_sent": 12,
+             "measured": True},
+            {"t": 6, "kind": "traffic", "client": "a", "sent": 31, "received": 40, "measured": None},
         )
     )  # fmt: skip
 
@@ -65,10 +71,13 @@ def test_each_kind_of_line_becomes_its_event(tmp_path: Path) -> None:
         AgentState(t=0.5, client="a", state="training"),
         Refusal(t=1.5, client="a", seq=1, reason="stale"),
         Fold(t=2.5, client="a", seq=2, base_version=0, version=2, staleness=1, bytes=9),
-        Publish(t=2.75, version=2, keyframe_bytes=0, delta_bytes=7),
+        Publish(t=2.75, version=2, frame_bytes=0, delta_bytes=7),
         Evaluation(
             t=3.0, version=2, accuracy=0.5, loss=1.25, folded=10, uplink_bytes=1000, downlink_bytes=2000
         ),
+        Fold(t=4.0, client="a", seq=3, base_version=2, version=2, staleness=0, bytes=9, payload=5),
+        ClientTraffic(t=5.0, client="a", sent=30, received=40, payload_sent=12, measured=True),
+        ClientTraffic(t=6.0, client="a", sent=31, received=40),
     )
     assert expected == log.events
     assert not log.cut_off
@@ -139,6 +148,14 @@ def test_a_malformed_line_in_the_middle_is_an_error_with_its_number(tmp_path: Pa
         (
             {"t": 1.0, "kind": "aggregator", "state": "away"},
             "aggregator state 'away' instead of one of up, down",
+        ),
+        (
+            {"t": 1.0, "kind": "traffic", "client": "a", "sent": 1, "received": 1, "measured": 1},
+            "has measured = 1 where true or false must stand",
+        ),
+        (
+            {"t": 1.0, "kind": "traffic", "client": "a", "sent": 1, "received": 1, "topic_sent": 1.5},
+            "has topic_sent = 1.5 where an integer must stand",
         ),
     ],
 )

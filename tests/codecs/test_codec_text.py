@@ -1,14 +1,19 @@
 """The line of text that is a pipeline: what it may say, and what is said about one that may not."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmq.codecs import BUILT_IN, MAX_TEXT, Pipeline, parse_pipeline, pipeline_from_wire
+from fedmq.codecs.lowrank import LowRank
 from fedmq.codecs.positions import Rice
-from fedmq.codecs.quantize import Float32, Int8, Ternary
+from fedmq.codecs.quantize import Float16, Float32, Int8
+from fedmq.codecs.randomk import RandomK
+from fedmq.codecs.rotate import Eden
+from fedmq.codecs.sign import Sign, Ternary
 from fedmq.codecs.sparse import TopK
 from fedmq.errors import CodecError, WireError
 
@@ -26,6 +31,16 @@ TERNARY = Pipeline(sparsifier=TopK(fraction=0.01), quantizer=Ternary(), position
         ("int8(1024)", Pipeline(quantizer=Int8())),
         ("int8(64)", Pipeline(quantizer=Int8(block=64))),
         ("topk(1)|int8|rice", Pipeline(sparsifier=TopK(fraction=1.0), quantizer=Int8(), positions=Rice())),
+        (
+            "topk(0.01) | ternary(64) | rice",
+            Pipeline(sparsifier=TopK(fraction=0.01), quantizer=Ternary(block=64), positions=Rice()),
+        ),
+        ("sign", Pipeline(quantizer=Sign(block=1024))),
+        (
+            "randomk(0.1) | eden(2, 1)",
+            Pipeline(sparsifier=RandomK(fraction=0.1), quantizer=Eden(bits=2, unbiased=1)),
+        ),
+        ("lowrank(4) | float16", Pipeline(transform=LowRank(rank=4), quantizer=Float16())),
     ],
 )
 def test_text_parses_to_a_pipeline(text: str, expected: Pipeline) -> None:
@@ -40,6 +55,10 @@ def test_text_parses_to_a_pipeline(text: str, expected: Pipeline) -> None:
         ("topk(0.00001)|float32|u32", "topk(1e-05) | float32 | u32"),
         ("int8(1024)", "int8"),
         ("int8(064)", "int8(64)"),
+        ("topk(1e-2)|ternary(2147483647)|rice", "topk(0.01) | ternary | rice"),
+        ("threshold(1, 1e-1)|ternary|rice", "threshold(1.0) | ternary | rice"),
+        ("qsgd(4,512)", "qsgd(4)"),
+        ("eden(1, 0)", "eden(1)"),
     ],
 )
 def test_the_text_of_a_pipeline_is_canonical(text: str, canonical: str) -> None:
@@ -63,7 +82,7 @@ def test_the_repr_of_a_pipeline_evaluates_back() -> None:
         ("float32\n", "is not a codec"),
         ("float32; import os", "is not a codec"),
         ("topk(0.01", "'topk(0.01' is not a codec"),
-        ("gzip", "there is no codec 'gzip'; known are bitmap, float16, "),
+        ("gzip", "there is no codec 'gzip'; known are bitmap, budget, "),
         ("topk | ternary | rice", "topk needs its argument 'fraction'; it is written topk(fraction)"),
         ("topk(0.1, 2) | ternary | rice", "'topk(0.1, 2)' has 2 arguments; it is written topk(fraction)"),
         ("float32(1)", "'float32(1)' has 1 arguments; it is written float32"),
@@ -76,17 +95,33 @@ def test_the_repr_of_a_pipeline_evaluates_back() -> None:
         ("topk(0.1,) | ternary | rice", "has 2 arguments"),
         ("int8(0)", "block = 0 cannot be used: it is a number of values from 1"),
         ("int8(1.5)", "int8: block = 1.5 cannot be used: it is a whole number"),
-        ("rice", "first comes a quantiser (float32, float16, int8(block), ternary"),
-        (
-            "topk(0.1)",
-            "after topk(0.1) comes a quantiser (float32, float16, int8(block), ternary); the text ends",
-        ),
-        ("topk(0.1) | rice | int8", "after topk(0.1) comes a quantiser"),
-        ("topk(0.1) | rice | int8", "not rice, a position coder"),
+        ("rice", "first comes a quantiser (float32, float16, int8, ternary, "),
+        ("rice", ") or a transform (lowrank"),
+        ("rice", ") or a sparsifier (topk, "),
+        ("rice", ") or a seeded sparsifier (randomk), not rice, a position coder"),
+        ("topk(0.1)", "after topk(0.1) comes a quantiser (float32, float16, int8, ternary, "),
+        ("topk(0.1)", "); the text ends there"),
+        ("topk(0.1) | rice | int8", "after topk(0.1) comes a quantiser ("),
+        ("topk(0.1) | rice | int8", "), not rice, a position coder"),
         ("topk(0.1) | topk(0.1) | int8 | rice", "not topk(0.1), a sparsifier"),
-        ("topk(0.1) | int8", "after int8 comes a position coder (rice, bitmap, u32); the text ends there"),
-        ("float32 | rice", "not rice, a position coder"),
-        ("topk(0.1) | int8 | rice | rice", "after rice comes the end, not rice"),
+        ("topk(0.1) | int8", "after int8 comes a position coder ("),
+        ("topk(0.1) | lowrank(1) | int8", "not lowrank(1), a transform"),
+        ("lowrank(1) | topk(0.1) | int8 | rice", "after lowrank(1) comes a quantiser ("),
+        ("float32 | rice", "after float32 comes an entropy coder"),
+        ("float32 | rice", " or nothing, not rice, a position coder"),
+        ("randomk(0.1) | float32 | rice", " or nothing, not rice, a position coder"),
+        ("topk(0.1) | int8 | rice | rice", "after rice comes an entropy coder"),
+        ("qsgd(3)", "qsgd: bits = 3 cannot be used: it is 2, 4 or 8"),
+        ("eden(5)", "eden: bits = 5 cannot be used: it is from 1 to 4"),
+        ("eden(2, 2)", "eden: unbiased = 2 cannot be used: it is 0 for the least error, 1 for"),
+        ("lowrank(0) | int8", "lowrank: rank = 0 cannot be used: it is a whole number from 1 to 64"),
+        ("threshold(0) | int8 | rice", "threshold: value = 0.0 cannot be used: it is a magnitude above 0"),
+        ("threshold(1e39) | int8 | rice", "threshold: value = 1e+39 cannot be used"),
+        ("threshold(1, 0) | int8 | rice", "threshold: share = 0.0 cannot be used: it is a share above 0"),
+        ("budget(31) | int8 | rice", "budget: size = 31 cannot be used: it is a number of bytes from 32 to"),
+        ("budget(32, 0) | int8 | rice", "budget: bits = 0.0 cannot be used: it is the width of a value"),
+        ("randomk(2) | int8", "randomk: fraction = 2.0 cannot be used: it is a share above 0 and at most 1"),
+        ("sign(0)", "sign: block = 0 cannot be used"),
         ("ternary", "ternary has no code for zero, so it cannot quantise a whole vector"),
         (" " * MAX_TEXT + "float32", f"at most {MAX_TEXT} characters, not {MAX_TEXT + 7}"),
     ],
@@ -99,16 +134,50 @@ def test_text_that_makes_no_sense_is_refused_with_its_reason(text: str, complain
         pipeline_from_wire(text)
 
 
-def test_a_sparsifier_and_a_position_coder_come_together() -> None:
-    """A pipeline built by hand is checked too."""
-    with pytest.raises(CodecError, match="both a sparsifier and a position coder"):
-        Pipeline(sparsifier=TopK(fraction=0.1), quantizer=Float32())
-    with pytest.raises(CodecError, match="both a sparsifier and a position coder"):
-        Pipeline(quantizer=Float32(), positions=Rice())
+@pytest.mark.parametrize(
+    ("codecs", "complaint"),
+    [
+        ({"sparsifier": TopK(fraction=0.1)}, "after float32 comes a position coder (rice, "),
+        ({"positions": Rice()}, "not rice, a position coder"),
+        ({"sparsifier": RandomK(fraction=0.1), "positions": Rice()}, "not rice, a position coder"),
+        ({"transform": LowRank(rank=1), "positions": Rice()}, "not rice, a position coder"),
+        (
+            {"transform": LowRank(rank=1), "sparsifier": TopK(fraction=0.1), "positions": Rice()},
+            "after lowrank(1) comes a quantiser (float32, ",
+        ),
+    ],
+)
+def test_codecs_that_do_not_fit_together_are_refused(codecs: dict[str, Any], complaint: str) -> None:
+    """A pipeline built by hand is checked like a line of text."""
+    with pytest.raises(CodecError, match=re.escape(complaint)):
+        Pipeline(quantizer=Float32(), **codecs)
+
+
+def test_every_message_about_the_order_fits_on_a_screen() -> None:
+    """However many codecs there are: ids without arguments."""
+    for text in ("rice", "topk(0.1) | rice", "float32 | float32", "topk(0.1) | float32 | rice | rice"):
+        with pytest.raises(CodecError) as caught:
+            parse_pipeline(text)
+        assert len(str(caught.value)) <= 400
 
 
 pieces = st.sampled_from(
-    [*BUILT_IN, "topk(0.5)", "int8(3)", "|", " | ", "(", ")", ",", "0.1", "-1", "9" * 200]
+    [
+        *BUILT_IN,
+        "topk(0.5)",
+        "int8(3)",
+        "eden(2)",
+        "lowrank(1)",
+        "randomk(0.5)",
+        "|",
+        " | ",
+        "(",
+        ")",
+        ",",
+        "0.1",
+        "-1",
+        "9" * 200,
+    ]
 )
 
 

@@ -99,7 +99,9 @@ heads = st.builds(
     epoch=positive,
     version=integers.map(ModelVersion),
     fingerprint=digests(8),
-    keyframe=st.builds(Frame, codec=codecs, content=objects),
+    frames=st.lists(
+        st.builds(Frame, codec=codecs | st.just("int8"), content=objects), min_size=1, max_size=5
+    ).map(tuple),
     delta=st.none() | st.builds(CumulativeDelta, codec=codecs, content=objects | st.binary(max_size=300)),
     digest=digests(16),
 )
@@ -160,8 +162,28 @@ def test_a_receipt_survives_its_bytes(receipt: Receipt) -> None:
 
 @given(heads)
 def test_a_head_survives_its_bytes(head: ModelHead) -> None:
-    """With no delta, one inline and one elsewhere."""
+    """With one frame and several, with no delta, one inline and one elsewhere."""
     assert head == wire.unpack_head(wire.pack_head(head))
+
+
+def test_a_head_with_as_many_frames_as_there_may_be_is_small() -> None:
+    """A codec that the frame before has, too, is not said again; and the bound on values is not in the way."""
+    frames = [
+        Frame(codec=codec, content=ObjectRef(id=f"{number:032x}", size=2**31, chunks=wire.MAX_CHUNKS))
+        for number, codec in enumerate(["int8"] + ["topk(0.03) | ternary | rice"] * (wire.MAX_FRAMES - 1))
+    ]
+    head = ModelHead(
+        epoch=MAX_INTEGER,
+        version=ModelVersion(MAX_INTEGER),
+        fingerprint=bytes(8),
+        frames=tuple(frames),
+        delta=CumulativeDelta(codec="topk(0.02) | ternary | rice", content=b""),
+        digest=bytes(16),
+    )
+    packed = wire.pack_head(head)
+
+    assert head == wire.unpack_head(packed)
+    assert len(packed) < 200 + 36 * wire.MAX_FRAMES
 
 
 @given(presences, st.sampled_from([Kind.CLIENT, Kind.AGGREGATOR]))
@@ -228,9 +250,10 @@ UPDATE: dict[str, object] = {
 }  # fmt: skip
 CHUNK: dict[str, object] = {"c": "a1", "e": 7, "s": 3, "i": 0, "o": 2, "z": 10, "h": b"12345678", "d": b"1"}
 RECEIPT: dict[str, object] = {"c": "a1", "e": 7, "w": 3}
-OBJECT: dict[str, object] = {"i": "0" * 32, "z": 10, "o": 1}
+OBJECT: dict[str, object] = {"i": bytes(16), "z": 10, "o": 1}
+KEYFRAME: dict[str, object] = OBJECT | {"q": "float16"}
 HEAD: dict[str, object] = {
-    "e": 7, "v": 3, "l": b"12345678", "h": b"1234567812345678", "k": {"q": "float16", "o": OBJECT},
+    "e": 7, "v": 3, "l": b"12345678", "h": b"1234567812345678", "k": [KEYFRAME],
 }  # fmt: skip
 BIRTH: dict[str, object] = {"t": "online", "b": 1, "e": 1, "w": ""}
 PLAN: dict[str, object] = {
@@ -265,9 +288,17 @@ WRONG = [
     (Kind.RECEIPT, RECEIPT, "r", [[1, "stale"]], r"a refusal is not \[reason, detail\]"),
     (Kind.RECEIPT, RECEIPT, "r", [[1, "stale", "x" * 201]], r"a refusal is not \[reason, detail\]"),
     (Kind.RECEIPT, RECEIPT, "n", ["stale", "", ""], "3 entries, at most 2"),
-    (Kind.MODEL, HEAD, "k", b"", "model.k: the body is not a map"),
-    (Kind.MODEL, HEAD, "k", {"q": "", "o": OBJECT | {"i": "G" * 32}}, "32 lower-case hexadecimal digits"),
-    (Kind.MODEL, HEAD, "k", {"q": "", "o": OBJECT | {"o": 0}}, "model.k.o.o: 0 is not in"),
+    (Kind.MODEL, HEAD, "k", KEYFRAME, "model.k: expected list, found dict"),
+    (Kind.MODEL, HEAD, "k", [], "model.k: a head has at least one frame"),
+    (Kind.MODEL, HEAD, "k", [KEYFRAME] * 65, "model.k: 65 entries, at most 64 are allowed"),
+    (Kind.MODEL, HEAD, "k", [KEYFRAME, b""], "model.k: the body is not a map"),
+    (Kind.MODEL, HEAD, "k", [OBJECT], "model.k.q: expected str, found NoneType"),
+    (Kind.MODEL, HEAD, "k", [KEYFRAME | {"q": "x" * 257}], "257 characters, at most 256"),
+    (Kind.MODEL, HEAD, "k", [KEYFRAME, OBJECT | {"q": 5}], "model.k.q: expected str, found int"),
+    (Kind.MODEL, HEAD, "k", [KEYFRAME | {"i": "0" * 32}], "model.k.i: expected bytes, found str"),
+    (Kind.MODEL, HEAD, "k", [KEYFRAME | {"i": bytes(15)}], "model.k.i: 15 bytes, expected 16"),
+    (Kind.MODEL, HEAD, "k", [KEYFRAME | {"z": 0}], "model.k.z: 0 is not in"),
+    (Kind.MODEL, HEAD, "k", [KEYFRAME | {"o": 0}], "model.k.o: 0 is not in"),
     (Kind.MODEL, HEAD, "d", {"q": "float32", "o": 5}, "model.d.o: the body is not a map"),
     (Kind.CLIENT, BIRTH, "t", "dancing", "'dancing' is none of online, asleep, offline"),
     (Kind.AGGREGATOR, BIRTH, "w", "x" * 65, "65 characters, at most 64"),

@@ -1,15 +1,12 @@
 """A client that follows `docs/protocol.md`: the standard library and msgpack, nothing of fedmq.
 
 It proves that the page leaves nothing out. A vector is a list of floats, rounded to float32 after each operation as the
-page allows; a decoded payload is a map from position to value. The numbers in comments are the page's sections.
-
-Longer than 350 lines, so that it is one file that can be carried away.
+page allows; a decoded payload is a map from position to value. The numbers in comments are the page's sections; the
+codecs of section 6 are in `independent_codecs`.
 """
 
 import hashlib
-import itertools
 import math
-import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,30 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
+from independent_codecs import Shapes, Values, Vector, decode_codec, encode_codec, f32, need, parse
 
 PLAN, MODEL, UPDATE, CHUNK, RECEIPT, CLIENT, AGGREGATOR = 1, 2, 3, 4, 5, 7, 8
-SMALLEST_NORMAL: float = 2.0**-126
-LARGEST_SCALE: float = struct.unpack(">f", bytes.fromhex("7c010203"))[0]
-LARGEST_HALF = 65504.0
-
-Vector = list[float]
-Values = dict[int, float]
-
-
-class InvalidError(Exception):
-    """What came is not what the page allows."""
-
-
-def need(condition: bool, what: str) -> None:
-    """Refuse unless."""
-    if not condition:
-        raise InvalidError(what)
-
-
-def f32(number: float) -> float:
-    """Round to float32 (6, Arithmetic)."""
-    rounded: float = struct.unpack("<f", struct.pack("<f", number))[0]
-    return rounded
 
 
 # 3. The envelope
@@ -68,8 +44,9 @@ def unseal(kind: int, data: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a plan's rows come to: scalars that are trainable, scalars in all, and the fingerprint."""
+    """What a plan's rows come to: matrices and scalars that are trainable, scalars in all, the fingerprint."""
 
+    shapes: Shapes
     trainable: int
     size: int
     fingerprint: bytes
@@ -82,210 +59,16 @@ def read_layout(rows: list[list[Any]]) -> Layout:
     }
     sizes = {kind: sum(math.prod(row[1]) for row in found) for kind, found in kinds.items()}
     packed = msgpack.packb(kinds["trainable"] + kinds["buffer"])
+    sides = [row[1] for row in kinds["trainable"] if math.prod(row[1])]
     return Layout(
+        shapes=[(s[0], math.prod(s[1:])) if len(s) > 1 else (1, math.prod(s)) for s in sides],
         trainable=sizes["trainable"],
         size=sizes["trainable"] + sizes["buffer"],
         fingerprint=hashlib.blake2b(packed, digest_size=8).digest(),
     )
 
 
-# 6. Payloads and codecs
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A parsed text: names and arguments; sparsifier and positions are empty for a dense one."""
-
-    quantiser: str
-    block: int = 1024
-    fraction: float = 1.0
-    positions: str = ""
-
-
-def parse(text: str) -> Pipeline:
-    """Read a pipeline's text."""
-    stages = []
-    for piece in text.split("|"):
-        match = re.fullmatch(r"([a-z][a-z0-9_]*)(?:\(\s*([^()\s]*)\s*\))?", piece.strip())
-        need(match is not None, f"codec {piece}")
-        assert match is not None
-        stages.append((match[1], match[2]))
-    quantiser, block = stages[len(stages) // 2]
-    need(quantiser in ("float32", "float16", "int8", "ternary"), quantiser)
-    if len(stages) == 1:
-        need(quantiser != "ternary", "ternary needs positions")
-        return Pipeline(quantiser=quantiser, block=int(block or 1024))
-    need(len(stages) == 3 and stages[0][0] == "topk", "shape of the pipeline")
-    need(stages[2][0] in ("rice", "bitmap", "u32"), stages[2][0])
-    return Pipeline(
-        quantiser=quantiser,
-        block=int(block or 1024),
-        fraction=float(stages[0][1] or "nan"),
-        positions=stages[2][0],
-    )
-
-
-def most(pipeline: Pipeline, length: int) -> int:
-    """How many coordinates a payload holds at most."""
-    return max(1, round(pipeline.fraction * length))
-
-
-class Cursor:
-    """Reads bytes and bits, and refuses to read what is not there."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, size: int) -> bytes:
-        """So many bytes."""
-        need(0 <= size <= len(self.data) - self.at, "cut off")
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def floats(self, count: int, code: str = "f") -> Vector:
-        """So many little-endian floats, all finite."""
-        found = list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code))))
-        need(all(map(math.isfinite, found)), "not finite")
-        return found
-
-    def bits(self, count: int) -> str:
-        """So many bits as a text of 0 and 1, and the padding behind them."""
-        text = to_bits(self.take(-(-count // 8)))
-        need("1" not in text[count:], "padding")
-        return text[:count]
-
-    def varint(self) -> int:
-        """Unsigned LEB128."""
-        number, shift = 0, 0
-        while True:
-            (byte,) = self.take(1)
-            number |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                need(shift == 7 or byte > 0, "padded number")
-                return number
-            need(shift < 35, "number too long")
-
-
-def to_bits(data: bytes) -> str:
-    """Bytes as a text of 0 and 1, most significant first."""
-    return "".join(f"{byte:08b}" for byte in data)
-
-
-def to_bytes(bits: str) -> bytes:
-    """A text of 0 and 1 as bytes, padded with zeros."""
-    return bytes(int(bits[start : start + 8].ljust(8, "0"), 2) for start in range(0, len(bits), 8))
-
-
-def decode_codec(pipeline: Pipeline, data: bytes, length: int) -> Values:
-    """Decode the trainable part: position to value; the positions that are not there are zero."""
-    cursor = Cursor(data)
-    positions = list(range(length))
-    if pipeline.positions:
-        count = cursor.varint()
-        need(count <= most(pipeline, length), "too many coordinates")
-        positions = _decode_positions(pipeline.positions, cursor, count, length) if count else []
-        need(all(a < b for a, b in itertools.pairwise(positions)), "order of positions")
-        need(not positions or positions[-1] < length, "position beyond the end")
-    values = _decode_values(pipeline, cursor, len(positions))
-    need(cursor.at == len(data), "bytes are left over")
-    return dict(zip(positions, values, strict=True))
-
-
-def _decode_positions(coder: str, cursor: Cursor, count: int, length: int) -> list[int]:
-    if coder == "u32":
-        return list(struct.unpack(f"<{count}I", cursor.take(4 * count)))
-    if coder == "bitmap":
-        found = [index for index, bit in enumerate(cursor.bits(length)) if bit == "1"]
-        need(len(found) == count, "set bits")
-        return found
-    (width,) = cursor.take(1)
-    need(width < length.bit_length(), "rice parameter")
-    text = to_bits(cursor.data[cursor.at :])
-    low, end, gaps = text[: width * count], width * count, []
-    for index in range(count):
-        one = text.find("1", end)
-        need(one >= 0, "quotients are cut off")
-        remainder = low[index::count]
-        gaps.append((one - end << width) + (int(remainder, 2) if remainder else 0))
-        end = one + 1
-    cursor.bits(end)
-    positions, last = [], -1
-    for gap in gaps:
-        last += gap + 1
-        positions.append(last)
-    return positions
-
-
-def _decode_values(pipeline: Pipeline, cursor: Cursor, count: int) -> Vector:
-    match pipeline.quantiser:
-        case "float32":
-            return cursor.floats(count)
-        case "float16":
-            return cursor.floats(count, "e")
-        case "int8":
-            scales = cursor.floats(-(-count // pipeline.block))
-            need(all(s == 0 or SMALLEST_NORMAL <= s <= LARGEST_SCALE for s in scales), "scale")
-            codes = struct.unpack(f"<{count}b", cursor.take(count))
-            need(-128 not in codes, "code -128")
-            return [f32(code * scales[index // pipeline.block]) for index, code in enumerate(codes)]
-        case _:
-            if not count:
-                return []
-            (magnitude,) = cursor.floats(1)
-            need(math.copysign(1.0, magnitude) > 0, "magnitude")
-            return [-magnitude if bit == "1" else magnitude for bit in cursor.bits(count)]
-
-
-def encode_codec(pipeline: Pipeline, vector: Vector) -> bytes:
-    """Encode the trainable part as fedmq does."""
-    if not pipeline.positions:
-        return _encode_values(pipeline, vector)
-    ranked = sorted(range(len(vector)), key=lambda index: (-abs(vector[index]), index))
-    kept = sorted(index for index in ranked[: most(pipeline, len(vector))] if vector[index])
-    count, number = b"", len(kept)
-    while number > 0x7F:
-        count, number = count + bytes([number & 0x7F | 0x80]), number >> 7
-    count += bytes([number])
-    if not kept:
-        return count
-    values = _encode_values(pipeline, [vector[index] for index in kept])
-    return count + _encode_positions(pipeline.positions, kept, len(vector)) + values
-
-
-def _encode_positions(coder: str, kept: list[int], length: int) -> bytes:
-    if coder == "u32":
-        return struct.pack(f"<{len(kept)}I", *kept)
-    if coder == "bitmap":
-        chosen = set(kept)
-        return to_bytes("".join("1" if index in chosen else "0" for index in range(length)))
-    gaps = [after - before - 1 for before, after in zip([-1, *kept], kept, strict=False)]
-    cost = {b: sum(b + 1 + (gap >> b) for gap in gaps) for b in range(length.bit_length())}
-    width = min(cost, key=lambda b: (cost[b], b))
-    planes = [str(gap >> place & 1) for place in reversed(range(width)) for gap in gaps]
-    quotients = ["0" * (gap >> width) + "1" for gap in gaps]
-    return bytes([width]) + to_bytes("".join(planes + quotients))
-
-
-def _encode_values(pipeline: Pipeline, values: Vector) -> bytes:
-    count = len(values)
-    match pipeline.quantiser:
-        case "float32":
-            return struct.pack(f"<{count}f", *values)
-        case "float16":
-            return struct.pack(f"<{count}e", *(max(-LARGEST_HALF, min(LARGEST_HALF, v)) for v in values))
-        case "int8":
-            scales, codes = [], []
-            for start in range(0, count, pipeline.block):
-                block = values[start : start + pipeline.block]
-                scale = min(f32(max(map(abs, block)) / 127), LARGEST_SCALE)
-                scale = 0.0 if scale < SMALLEST_NORMAL else scale
-                scales.append(scale)
-                codes += [round(f32(value / scale)) if scale else 0 for value in block]
-            return struct.pack(f"<{len(scales)}f{count}b", *scales, *codes)
-        case _:
-            magnitude = math.fsum(map(abs, values)) / count
-            return struct.pack("<f", magnitude) + to_bytes("".join("1" if v < 0 else "0" for v in values))
+# 6. Payloads
 
 
 def decode(layout: Layout, codec: str, payload: bytes) -> Values:
@@ -293,7 +76,7 @@ def decode(layout: Layout, codec: str, payload: bytes) -> Values:
     buffers = layout.size - layout.trainable
     cut = len(payload) - 4 * buffers
     need(cut >= 0, "no room for the buffers")
-    values = decode_codec(parse(codec), payload[:cut], layout.trainable)
+    values = decode_codec(parse(codec), payload[:cut], layout.shapes)
     tail = struct.unpack(f"<{buffers}f", payload[cut:])
     return values | {layout.trainable + index: value for index, value in enumerate(tail)}
 
@@ -301,7 +84,8 @@ def decode(layout: Layout, codec: str, payload: bytes) -> Values:
 def encode(layout: Layout, codec: str, vector: Vector) -> bytes:
     """A whole payload."""
     tail = vector[layout.trainable :]
-    return encode_codec(parse(codec), vector[: layout.trainable]) + struct.pack(f"<{len(tail)}f", *tail)
+    head = encode_codec(parse(codec), vector[: layout.trainable], layout.shapes)
+    return head + struct.pack(f"<{len(tail)}f", *tail)
 
 
 # 7. The model

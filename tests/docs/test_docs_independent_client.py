@@ -4,8 +4,10 @@ import ast
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import independent_client as independent
+import independent_codecs as codecs
 import numpy as np
 import pytest
 from fedmq.aggregator.publisher import PublishSettings
@@ -16,7 +18,7 @@ from fedmq.aggregator.strategy import FoldSettings
 from fedmq.aggregator.tasks import TaskSettings
 
 from fedmq import encoding, wire
-from fedmq.codecs import parse_pipeline
+from fedmq.codecs import Geometry, parse_pipeline
 from fedmq.layout import ParamLayout, Segment, SegmentKind
 from fedmq.modelfile import save_model
 from fedmq.transport.base import Connected, Delivery, Transport, Will
@@ -33,45 +35,72 @@ LAYOUT = ParamLayout(
 RATE = 1.0
 
 
-def test_the_independent_client_imports_nothing_of_fedmq() -> None:
+@pytest.mark.parametrize("module", [independent, codecs])
+def test_the_independent_client_imports_nothing_of_fedmq(module: ModuleType) -> None:
     """The standard library and msgpack, or it proves nothing."""
-    tree = ast.parse(Path(independent.__file__).read_text())
+    assert module.__file__ is not None
+    tree = ast.parse(Path(module.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    allowed = {*sys.stdlib_module_names, "msgpack", "independent_codecs"}
 
-    assert set() == {name.partition(".")[0] for name in imported} - {*sys.stdlib_module_names, "msgpack"}
+    assert set() == {name.partition(".")[0] for name in imported} - allowed
 
 
 PIPELINES = (
     "float32",
     "float16",
     "int8(7)",
+    "sign(6)",
+    "qsgd(2)",
+    "qsgd(4, 9)",
+    "qsgd(8, 9)",
+    "eden(1)",
+    "eden(2, 1)",
+    "eden(3)",
+    "eden(4)",
+    "lowrank(1) | float32",
+    "lowrank(3) | int8(16)",
     *(
         f"topk({share}) | {values} | {positions}"
         for share in (0.01, 0.3, 1.0)
         for values in ("float32", "float16", "int8(16)", "ternary")
         for positions in ("rice", "bitmap", "u32")
     ),
+    "topk(0.3) | ternary(8) | rice",
+    "topk_each(0.2) | float32 | rice",
+    "threshold(0.001) | int8(16) | rice",
+    "threshold(1e-09, 0.3) | float16 | bitmap",
+    "budget(60) | float32 | rice",
+    "budget(40, 8.5) | int8(16) | rice",
+    *(f"randomk(0.15) | {values}" for values in ("float32", "int8(16)", "qsgd(4)", "eden(2)")),
 )
+# Those whose bytes depend on float64 sums, whose last bits are the summer's; and what only decodes.
+SUMMING = ("ternary", "sign", "eden", "lowrank")
+GEOMETRIES = [
+    *(Geometry.flat(length) for length in (1, 2, 7, 8, 9, 100, 1000)),
+    Geometry.of([(8, 12), (8,), (3, 5, 2), ()]),
+]
 
 
 @pytest.mark.parametrize("text", PIPELINES)
 def test_the_independent_codecs_make_and_read_the_same_bytes(text: str) -> None:
     """Bit for bit, over lengths and magnitudes that reach every corner of the page's rules."""
-    pipeline, own = parse_pipeline(text), independent.parse(text)
-    for seed, length in enumerate((1, 2, 7, 8, 9, 100, 1000)):
-        rng = np.random.default_rng(seed)
+    pipeline, own = parse_pipeline(text), codecs.parse(text)
+    for seed, geometry in enumerate(GEOMETRIES):
+        rng, length, shapes = np.random.default_rng(seed), geometry.length, list(geometry.shapes)
         vector = (rng.standard_normal(length) * 10.0 ** rng.integers(-12, 4, length)).astype(np.float32)
         vector[rng.random(length) < 0.2] = 0
-        payload = pipeline.encode(vector)
+        payload = pipeline.encode(vector, geometry)
 
-        if "ternary" not in text:  # its mean is summed in another order, which may change the last bit
-            assert payload == independent.encode_codec(own, vector.tolist())
-        decoded = pipeline.decode(payload, length).to_dense()
-        values = independent.decode_codec(own, payload, length)
+        if not any(name in text for name in SUMMING):
+            assert payload == codecs.encode_codec(own, vector.tolist(), shapes)
+        decoded = pipeline.decode(payload, geometry).to_dense()
+        values = codecs.decode_codec(own, payload, shapes)
         again = np.array([values.get(index, 0.0) for index in range(length)], np.float32)
         assert decoded.tobytes() == again.tobytes()
-        pipeline.decode(independent.encode_codec(own, vector.tolist()), length)
+        if pipeline.transform is None:
+            pipeline.decode(codecs.encode_codec(own, vector.tolist(), shapes), geometry)
 
 
 class Federation:

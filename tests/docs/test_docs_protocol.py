@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-import independent_client as independent
+import independent_codecs as codecs
 import msgpack
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from fedmq.edge_agent.upload import MIN_CHUNK_BYTES
 
 from fedmq import encoding, envelope, wire
 from fedmq.chunks import checksum, split
-from fedmq.codecs import BUILT_IN, parse_pipeline
+from fedmq.codecs import BUILT_IN, Geometry, parse_pipeline, splitmix
 from fedmq.connection import ConnectionSettings
 from fedmq.envelope import HEADER_BYTES, Kind
 from fedmq.errors import WireError
@@ -197,6 +197,7 @@ EXAMPLE: Final = worked_example()
 HEX: Final = blocks("hex")
 MAPS: Final = blocks("map")
 CODECS: Final = blocks("codec")
+WORDS: Final = blocks("words")
 
 
 @pytest.mark.parametrize("name", EXAMPLE)
@@ -240,14 +241,26 @@ def test_each_codec_example_holds_for_the_code_and_for_the_independent_client(te
     lines = dict(line.split(":") for line in CODECS[text].splitlines())
     vector, decoded = ([float(number) for number in lines[key].split()] for key in ("vector", "decoded"))
     payload = bytes.fromhex(lines["payload"])
-    pipeline, own = parse_pipeline(text), independent.parse(text)
+    pipeline, own = parse_pipeline(text), codecs.parse(text)
+    sides = [matrix.split("x") for matrix in lines.get("matrices", f"1x{len(vector)}").split()]
+    geometry = Geometry(tuple((int(rows), int(columns)) for rows, columns in sides))
 
-    assert payload == pipeline.encode(np.array(vector, np.float32))
-    assert payload == independent.encode_codec(own, vector)
+    assert payload == pipeline.encode(np.array(vector, np.float32), geometry)
+    if pipeline.transform is None:
+        assert payload == codecs.encode_codec(own, vector, list(geometry.shapes))
     expected = np.array(decoded, np.float32)
-    assert expected.tolist() == pipeline.decode(payload, len(vector)).to_dense().tolist()
-    values = independent.decode_codec(own, payload, len(vector))
+    assert expected.tolist() == pipeline.decode(payload, geometry).to_dense().tolist()
+    values = codecs.decode_codec(own, payload, list(geometry.shapes))
     assert expected.tolist() == [values.get(index, 0.0) for index in range(len(vector))]
+
+
+@pytest.mark.parametrize("seed", WORDS)
+def test_the_random_words_of_the_page_are_those_of_the_code_and_of_the_independent_client(seed: str) -> None:
+    """The first ones of a seed."""
+    words = [int(number, 16) for number in WORDS[seed].split()]
+
+    assert words == splitmix.draw_words(int(seed), len(words)).tolist()
+    assert words == [codecs.word(int(seed), index) for index in range(len(words))]
 
 
 NOTICE: Final = wire.pack_receipt(

@@ -50,6 +50,12 @@ MLP = ParamLayout(
     )
 )
 LARGE = ParamLayout((Segment(name="weight", shape=(25_000,)),))
+PUBLISH = PublishSettings(
+    min_interval=0.0,
+    keyframe_codec="float16",
+    frame_codec="topk(0.1) | float16 | rice",
+    delta_codec="topk(0.1) | float16 | rice",
+)
 #: Each client counts once in a version, and a version takes two: one agent alone makes one update and waits.
 ONE_EACH = FoldSettings(strategy="fedavg", buffer_size=2)
 #: Every update is a version, and the agent trains as often as it can.
@@ -133,7 +139,7 @@ class Federation:
             "fold": fold,
             "task": TaskSettings(**options),
             "store": StoreSettings(path=self.folder / "store.db", batch_delay=0.0),
-            "publish": PublishSettings(min_interval=0.0),
+            "publish": PUBLISH,
             **settings,
         }
         service = Service(
@@ -290,7 +296,7 @@ def test_a_large_dense_update_goes_in_chunks_and_is_folded(found: Found) -> None
     service = federation.serve(
         fold=ON_AND_ON,
         task={"codec": "float32", "settings": ()},
-        publish=PublishSettings(min_interval=0.0, chunk_bytes=1024),
+        publish=replace(PUBLISH, chunk_bytes=1024),
     )
     stub = Stub(LARGE)
     agent = federation.join(stub)
@@ -304,7 +310,7 @@ def test_a_large_dense_update_goes_in_chunks_and_is_folded(found: Found) -> None
 def test_a_download_that_takes_long_is_not_begun_anew(found: Found) -> None:
     """Each chunk shows that it lives, although all together take longer than a pull may be silent."""
     federation = found(LARGE)
-    federation.serve(task={"settings": ()}, publish=PublishSettings(min_interval=0.0, chunk_bytes=8192))
+    federation.serve(task={"settings": ()}, publish=replace(PUBLISH, chunk_bytes=8192))
     broker = federation.broker
     chunks = [(topic, kept.payload) for topic, kept in broker._retained.items() if "/object/" in topic]
     for topic, _ in chunks:

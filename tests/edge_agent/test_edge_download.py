@@ -15,7 +15,7 @@ from fedmq.layout import ParamLayout, Segment
 from fedmq.topics import Topics
 from fedmq.transport.base import Connected, Delivery
 from fedmq.transport.memory import MemoryBroker, MemoryTransport
-from fedmq.types import GlobalModel, Frame, ModelHead, ModelVersion, ObjectRef
+from fedmq.types import Frame, GlobalModel, ModelHead, ModelVersion, ObjectRef
 
 LAYOUT = ParamLayout((Segment(name="weight", shape=(100,)),))
 TOPICS = Topics("test")
@@ -50,7 +50,7 @@ class Feed:
             epoch=epoch,
             version=ModelVersion(version),
             fingerprint=LAYOUT.fingerprint,
-            keyframe=Frame(codec="float16", content=ref),
+            frames=(Frame(codec="float16", content=ref),),
             delta=None,
             digest=encoding.digest(decoded),
         )
@@ -236,6 +236,117 @@ def test_a_chunk_of_another_object_is_dropped(feed: Feed, caplog: pytest.LogCapt
     assert [1] == feed.versions
 
 
+def test_a_chunk_that_is_no_good_does_not_hold_up_the_others(
+    feed: Feed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is too long, and thrown away with those of its object that came; what is left comes, nothing is assembled."""
+    feed.publish_chunk(1, 0, bytes(1000))
+    feed.download.start()
+    assert 1 + CHUNKS == feed.arrive()
+
+    assert [] == feed.versions
+    assert "1000 bytes came for an object of 200" in caplog.text
+    assert {TOPICS.model} == feed.filters
+
+
+class Stack:
+    """A feed whose model is a keyframe in chunks of 8 bytes, and frames of one chunk each.
+
+    Args:
+        frames: how many stand on the keyframe.
+    """
+
+    STEP = "topk(0.1) | float16 | rice"
+
+    def __init__(self, frames: int) -> None:
+        self.feed = Feed()
+        self.full, step = parse_pipeline("float16"), parse_pipeline(self.STEP)
+        self.contents = [self.feed.content(1)] + [
+            encoding.encode(LAYOUT, step, np.random.default_rng(seed).normal(size=100).astype(np.float32))
+            for seed in range(100, 100 + frames)
+        ]
+
+    def head(self, version: int, frames: int) -> ModelHead:
+        """With so many of the frames."""
+        vector = encoding.decode(LAYOUT, self.full, self.contents[0]).to_dense()
+        for content in self.contents[1 : 1 + frames]:
+            encoding.decode(LAYOUT, parse_pipeline(self.STEP), content).add_to(vector)
+        codecs = ["float16"] + [self.STEP] * frames
+        return replace(
+            self.feed.head(version),
+            frames=tuple(
+                Frame(codec=codec, content=self.ref(content))
+                for codec, content in zip(codecs, self.contents, strict=False)
+            ),
+            digest=encoding.digest(vector),
+        )
+
+    def ref(self, content: bytes) -> ObjectRef:
+        return ObjectRef(id=encoding.object_id(content), size=len(content), chunks=len(self.pieces(content)))
+
+    def pieces(self, content: bytes) -> list[bytes]:
+        return split(content, 8 if content == self.contents[0] else len(content))
+
+    def publish(self, *contents: bytes) -> None:
+        for content in contents:
+            for index, piece in enumerate(self.pieces(content)):
+                topic = TOPICS.object(encoding.object_id(content), index)
+                self.feed.publisher.publish(topic, piece, retain=True)
+
+
+def test_many_frames_are_asked_for_a_few_at_a_time() -> None:
+    """Brokers drop what they cannot queue for a client, and take only so many subscriptions."""
+    stack = Stack(frames=60)
+    feed = stack.feed
+    stack.publish(*stack.contents)
+    feed.publish_head(stack.head(1, frames=60))
+    feed.download.start()
+    most = known = 0
+    while (event := feed.transport.poll()) is not None:
+        if isinstance(event, Delivery):
+            known += feed.download.take(event)
+            event.ack()
+            most = max(most, len(feed.filters) - 1)
+
+    assert 1 + 25 + 60 == known
+    assert 32 == most
+    assert [1] == feed.versions
+    assert {TOPICS.model} == feed.filters
+
+
+def test_a_newer_head_asks_for_what_is_new_only() -> None:
+    """Who is slow gets newer heads all the time: what is on its way must not begin anew with each."""
+    stack = Stack(frames=2)
+    feed = stack.feed
+    feed.publish_head(stack.head(1, frames=1))  # its objects are slow
+    feed.download.start()
+    feed.arrive()
+    sent = feed.transport.traffic.packets_sent
+    feed.publish_head(stack.head(2, frames=2))
+    feed.arrive()
+    asked = feed.transport.traffic.packets_sent - sent - 1  # the head was acknowledged
+    stack.publish(*stack.contents)
+
+    assert 1 == asked
+    assert 25 + 2 == feed.arrive()
+    assert [2] == feed.versions
+    assert {TOPICS.model} == feed.filters
+
+
+def test_a_head_that_cannot_be_used_does_not_end_a_download(feed: Feed) -> None:
+    """What is under way is as good as it was."""
+    feed.publish_head(feed.head(2))  # its chunks are not there yet
+    feed.download.start()
+    feed.arrive()
+    feed.publish_head(replace(feed.head(3), fingerprint=bytes(8)))
+    feed.arrive()
+    for index in range(CHUNKS):
+        feed.publish_chunk(2, index)
+    feed.arrive()
+
+    assert [2] == feed.versions
+
+
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
@@ -245,8 +356,8 @@ def test_a_chunk_of_another_object_is_dropped(feed: Feed, caplog: pytest.LogCapt
             wire.pack_head(
                 replace(
                     Feed().head(2),
-                    keyframe=Frame(
-                        codec="float16", content=ObjectRef(id="0" * 32, size=10**9, chunks=60_000)
+                    frames=(
+                        Frame(codec="float16", content=ObjectRef(id="0" * 32, size=10**9, chunks=60_000)),
                     ),
                 )
             ),

@@ -84,7 +84,7 @@ class Stage:
             epoch=1,
             version=ModelVersion(version),
             fingerprint=LAYOUT.fingerprint,
-            keyframe=Frame(codec="float32", content=ref),
+            frames=(Frame(codec="float32", content=ref),),
             delta=None,
             digest=encoding.digest(decoded),
         )

@@ -131,7 +131,10 @@ class Federation:
                 buffer_size=1, staleness="constant", learning_rate=1.0, max_staleness=1_000_000
             ),
             publish=PublishSettings(
-                min_interval=0.0, keyframe_codec="float32", delta_codec="topk(1.0) | float32 | bitmap"
+                min_interval=0.0,
+                keyframe_codec="float32",
+                frame_codec="topk(1.0) | float32 | bitmap",
+                delta_codec="topk(1.0) | float32 | bitmap",
             ),
             task=TaskSettings(codec="topk(0.5) | float32 | rice", resend_seconds=0.5),
             store=StoreSettings(path=folder / "aggregator.db"),
@@ -179,6 +182,7 @@ class Federation:
             "fold-max-staleness": settings.fold.max_staleness,
             "publish-min-interval": settings.publish.min_interval,
             "publish-keyframe-codec": settings.publish.keyframe_codec,
+            "publish-frame-codec": settings.publish.frame_codec,
             "publish-delta-codec": settings.publish.delta_codec,
             "task-codec": settings.task.codec,
             "task-resend-seconds": settings.task.resend_seconds,

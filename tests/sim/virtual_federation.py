@@ -160,7 +160,13 @@ class Federation:
                 keep_snapshots=2,
             ),
             publish=PublishSettings(
-                min_interval=0.0, keyframe_versions=5, delta_codec="float32", chunk_bytes=CHUNK_BYTES
+                min_interval=0.0,
+                keyframe_codec="float32",
+                frame_codec="topk(0.3) | float32 | rice",
+                delta_codec="topk(0.5) | float16 | bitmap",
+                frame_versions=2,
+                max_frames=4,
+                chunk_bytes=CHUNK_BYTES,
             ),
         )
         self.devices = [

@@ -18,6 +18,7 @@ import pytest
 from fedmq.errors import SettingError
 from fedmq.testing.net import Server, Tap, TcpNet
 from fedmq.testing.proxy import Proxy
+from fedmq.transport import tcp_info
 from fedmq.transport.base import (
     Connected,
     Delivery,
@@ -211,6 +212,76 @@ def test_an_unacknowledged_publish_is_sent_again_with_its_id_and_dup(server: Scr
     assert (first.flags, again.flags) == (0x02, 0x0A)
     assert again.body == first.body
     assert events[-1] == PublishAccepted(token=token)
+
+
+ALIASES = b"\x22\0\x0a"  # CONNACK: Topic Alias Maximum 10
+
+
+def test_a_topic_that_is_published_to_again_gets_a_number(server: Scripted, make: Make) -> None:
+    """With the second publish; from the third on the number stands alone, beside an expiry if there is one."""
+    transport = make(clean_start=True)
+    line = server.accept()
+    line.welcome(session=False, properties=ALIASES)
+    for expiry in (None, None, None, 60):
+        transport.publish("some/topic", b"x", expiry=expiry)
+    packets = [line.take(PUBLISH) for _ in range(4)]
+
+    assert [packet.topic for packet in packets] == ["some/topic", "some/topic", "", ""]
+    assert [packet.body[-1 - length :] for packet, length in zip(packets, (1, 4, 4, 9), strict=True)] == [
+        b"\0x",
+        b"\x03\x23\0\1x",
+        b"\x03\x23\0\1x",
+        b"\x08\x02\0\0\0\x3c\x23\0\1x",
+    ]
+    assert transport.traffic.topic_sent == 2 * len("some/topic")
+
+
+def test_no_number_of_an_older_connection_is_sent(server: Scripted, make: Make) -> None:
+    """A broker hangs up on one that it does not know, and would again. What was in flight goes out in full, as new."""
+    transport = make(clean_start=True)
+    line = server.accept()
+    line.welcome(session=False, properties=ALIASES)
+    tokens = [transport.publish("some/topic", b"%d" % number) for number in range(4)]
+    for _ in tokens:
+        line.take(PUBLISH)
+    line.close()
+    line = server.accept()
+    line.welcome(session=False, properties=b"\x22\0\1")
+    again = [line.take(PUBLISH) for _ in tokens]
+    for packet in again:
+        line.send(PUBACK, struct.pack("!H", packet.packet_id))
+    events = [take(transport, Connected, Disconnected, PublishAccepted) for _ in range(7)]
+
+    assert [packet.topic for packet in again] == ["some/topic", "some/topic", "", ""]
+    assert [packet.body[-1:] for packet in again] == [b"0", b"1", b"2", b"3"]
+    assert {packet.flags for packet in again} == {0x02}
+    assert events[3:] == [PublishAccepted(token=token) for token in tokens]
+
+
+@pytest.mark.parametrize(
+    ("changes", "properties"),
+    [
+        ({"clean_start": False}, ALIASES),
+        ({"clean_start": True}, b""),
+        ({"clean_start": True, "protocol": "3.1.1"}, None),
+    ],
+    ids=["a lasting session", "a broker that takes none", "MQTT 3.1.1"],
+)
+def test_topics_stay_in_full(
+    server: Scripted, make: Make, changes: dict[str, Any], properties: bytes | None
+) -> None:
+    """Where a packet may have to be sent again as it was, and where the broker would not understand."""
+    transport = make(**changes)
+    line = server.accept()
+    if properties is None:
+        line.take(CONNECT)
+        line.send(CONNACK, b"\0\0")
+    else:
+        line.welcome(properties=properties)
+    for _ in range(4):
+        transport.publish("some/topic", b"x")
+
+    assert [line.take(PUBLISH).topic for _ in range(4)] == ["some/topic"] * 4
 
 
 def test_a_stale_ack_does_not_reach_the_message_that_has_its_id_now(server: Scripted, make: Make) -> None:
@@ -469,6 +540,21 @@ def test_a_connection_that_nobody_answers_is_given_up(server: Scripted, make: Ma
 
     assert event == Disconnected(reason="no answer to CONNECT within 0.1 s")
     take(transport, Connected)
+
+
+def test_pings_are_counted(server: Scripted, make: Make) -> None:
+    """Nobody hands them to us: the system counts them."""
+    transport = make(keepalive=1)
+    line = server.accept()
+    line.welcome()
+    take(transport, Connected)
+    before = transport.traffic
+    line.take(PINGREQ)
+    after = transport.traffic
+
+    assert after.measured
+    assert after.bytes_sent == before.bytes_sent + 2 == line.read
+    assert after.packets_sent == before.packets_sent
 
 
 def test_a_silent_connection_is_given_up_after_the_keepalive(server: Scripted, make: Make) -> None:
@@ -760,10 +846,17 @@ def test_a_tls_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("broker", ["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
-def test_the_computed_traffic_is_the_real_one(
-    request: pytest.FixtureRequest, broker: str, protocol: str
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_traffic_is_the_real_one(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    broker: str,
+    protocol: str,
+    measured: bool,
 ) -> None:
-    """Byte for byte, both ways, as a proxy on the line counts them."""
+    """Byte for byte, both ways, as a proxy on the line counts them: what the system says, and what is computed."""
+    if not measured:
+        monkeypatch.setattr(tcp_info, "carried", lambda sock, ended=False: None)
     net = TcpNet(request.getfixturevalue(broker), protocol=protocol)
     reader = Tap(net, "reader")
     writer = Tap(net, "writer", will=Will(topic="state", payload=b"gone"))
@@ -783,8 +876,10 @@ def test_the_computed_traffic_is_the_real_one(
 
     for tap in (reader, writer):
         proxy, traffic = net.proxy(tap.client_id), tap.transport.traffic
+        assert traffic.measured == measured
         assert traffic.bytes_sent == proxy.bytes_up
         assert traffic.bytes_received == proxy.bytes_down
+    assert writer.transport.traffic.payload_sent == sum(len(d.payload) for d in reader.deliveries) + len("1")
 
 
 @pytest.mark.mosquitto
@@ -857,6 +952,37 @@ def test_tls_checks_both_sides(tmp_path: Path, server: Scripted) -> None:
     stranger.close()
 
     assert "CERTIFICATE_VERIFY_FAILED" in refused.reason
+
+
+def test_tls_is_counted_a_failed_handshake_included(tmp_path: Path, server: Scripted) -> None:
+    """As a proxy on the line counts it: far more than the packets."""
+    certificate(tmp_path, "broker")
+    certificate(tmp_path, "stranger")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "broker.pem", tmp_path / "broker.key")
+    settings = MqttSettings(host="127.0.0.1", client_id="c", tls=True, reconnect_min=DEADLINE)
+    for name in ("stranger", "broker"):
+        with Proxy(server.port) as proxy:
+            transport = MqttTransport(replace(settings, port=proxy.port, ca_file=tmp_path / f"{name}.pem"))
+            transport.start()
+            if name == "broker":
+                line = server.accept(context)
+                line.welcome()
+                line.send(PUBLISH, b"\0\1t\0" + bytes(50))
+                take(transport, Connected)
+                take(transport, Delivery)
+                line.close()
+            else:
+                with pytest.raises(ssl.SSLError):
+                    server.accept(context)
+            take(transport, Disconnected)
+            transport.close()
+        traffic = transport.traffic
+
+        assert traffic.measured
+        assert (traffic.bytes_sent, traffic.bytes_received) == (proxy.bytes_up, proxy.bytes_down)
+        assert traffic.bytes_sent > 200
+        assert traffic.bytes_received > 500
 
 
 def test_a_frozen_line_counts_nothing_until_it_thaws(server: Scripted) -> None:

@@ -1,0 +1,192 @@
+"""Accuracy against bytes: pipelines of updates and models on one workload, several seeds, with spread.
+
+    python -m benchmarks.bytes
+
+Ten clients of 1,000 Fashion-MNIST images, labels by Dirichlet(0.3), an MLP 784-128-10, one local epoch, batch 32,
+SGD 0.05, all clients equally fast; the same partition, first model and shuffling for each pipeline of a seed. The
+simulator plays it with the production parts, so every MQTT packet between devices and broker is counted, in both
+directions. What differs between the rows is `task.codec` and `publish.*`, and for the row of the defaults the folding.
+
+zfp stands for the error-bounded compressors that APPFL ships; it is run as a third party's codec when the package
+zfpy is installed, and reported as missing when it is not. STC and EDEN are what OpenFL ships, as published: STC with
+one magnitude and Golomb positions in both directions (Sattler et al. 2019, p = 1/100), EDEN with few bits up
+(Vargaftik et al. 2022).
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fedmq.aggregator.publisher import PublishSettings
+from fedmq.aggregator.strategy import FoldSettings
+from fedmq.aggregator.tasks import TaskSettings
+
+from benchmarks.bytes_plot import plot
+from benchmarks.harness import Row, make_parser, print_table, read_options, spread, write_result
+from fedmq.app.scenario import DataSettings, DeviceClass, EvaluationSettings, Scenario, StopSettings
+from fedmq.app.simulation import SimulationResult, simulate
+
+_TARGETS: Final = {"mlp": 0.78, "torch-lenet": 0.70}
+_UPDATES: Final = {"mlp": 500, "torch-lenet": 400}
+#: Rows are compared at this many updates, besides at the target: the curves still rise and swing there.
+_EQUAL_UPDATES: Final = 330
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One way of sending updates and models.
+
+    Attributes:
+        name: in tables.
+        task: what the devices are asked; None for the product's defaults.
+        publish: how the model goes out; likewise.
+        fold: how updates are folded; plain FedBuff (K = 5) unless the row is about the defaults.
+    """
+
+    name: str
+    task: str | None
+    publish: PublishSettings | None = None
+    fold: FoldSettings = field(default_factory=lambda: FoldSettings(strategy="fedbuff", buffer_size=5))
+
+
+def _sent_as(up: str, keyframe: str, frame: str, delta: str) -> tuple[str, PublishSettings]:
+    return up, PublishSettings(keyframe_codec=keyframe, frame_codec=frame, delta_codec=delta)
+
+
+def contenders() -> list[Contender]:
+    """The rows, dense first."""
+    ways = {
+        "dense float32, both ways": _sent_as("float32", "float32", "float32", "float32"),
+        "int8, both ways": _sent_as("int8", "int8", "int8", "int8"),
+        "QSGD 4 bits up, int8 down": _sent_as("qsgd(4)", "int8", "int8", "int8"),
+        "EDEN 1 bit up, 4 bits down (OpenFL)": _sent_as("eden(1)", "eden(4)", "eden(4)", "eden(4)"),
+        "STC 1/100, both ways (OpenFL)": _sent_as(
+            "topk(0.01) | ternary | rice",
+            "float32",
+            "topk(0.01) | ternary | rice",
+            "topk(0.01) | ternary | rice",
+        ),
+        "top 1 % ternary rows, frames of 3 %": _sent_as(
+            "topk(0.01) | ternary | rows | range",
+            "int8 | range",
+            "topk(0.03) | ternary | rows | range",
+            "topk(0.02) | ternary | rows | range",
+        ),
+    }
+    found = [Contender(name=name, task=up, publish=publish) for name, (up, publish) in ways.items()]
+    return [*found, Contender(name="fedmq's defaults", task=None, fold=FoldSettings())]
+
+
+def play(contender: Contender, *, trainer: str, seed: int, updates: int) -> SimulationResult:
+    """One run."""
+    settings: tuple[tuple[str, str | int | float | bool], ...] = (("learning_rate", 0.05), ("batch_size", 32))
+    task = TaskSettings(trainer=trainer, settings=settings)
+    if contender.task is not None:
+        task = TaskSettings(trainer=trainer, settings=settings, codec=contender.task)
+    scenario = Scenario(
+        name=contender.name,
+        seed=seed,
+        data=DataSettings(clients=10, alpha=0.3),
+        task=task,
+        fold=contender.fold,
+        publish=contender.publish or PublishSettings(),
+        evaluation=EvaluationSettings(every=10, target=_TARGETS[trainer]),
+        stop=StopSettings(updates=updates),
+        devices=(DeviceClass(epoch_seconds="1", jitter="uniform(0.95, 1.05)"),),
+    )
+    return simulate(scenario)
+
+
+def _row(contender: Contender, seed: int, trainer: str, result: SimulationResult) -> Row:
+    reached = result.reached(_TARGETS[trainer])
+    equal = [
+        event.accuracy for event in result.evaluations if abs((event.folded or 0) - _EQUAL_UPDATES) <= 20
+    ]
+    return {
+        "pipeline": contender.name,
+        "codec": result.scenario.task.codec,
+        "model": trainer,
+        "seed": seed,
+        "updates_to_target": reached.folded if reached else None,
+        "uplink_bytes_to_target": reached.uplink_bytes if reached else None,
+        "downlink_bytes_to_target": reached.downlink_bytes if reached else None,
+        "accuracy_at_equal_updates": sum(equal) / len(equal) if equal else None,
+        "final_accuracy": result.final_accuracy,
+        "uplink_bytes_per_update": result.uplink_bytes / result.updates,
+        "downlink_bytes_per_update": result.downlink_bytes / result.updates,
+    }
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """One line for each pipeline and model: medians with their range, and the bytes beside dense float32's."""
+    lines: list[Row] = []
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((str(row["model"]), str(row["pipeline"])), []).append(row)
+    dense: dict[str, dict[str, float]] = {}
+    for (model, name), group in groups.items():
+        line: dict[str, str | int | float | None] = {"model": model, "pipeline": name, "seeds": len(group)}
+        for key in ("updates_to_target", "uplink_bytes_to_target", "downlink_bytes_to_target"):
+            found = [float(value) for row in group if (value := row[key]) is not None]
+            if len(found) == len(group):
+                middle, low, high = spread(found)
+                line[key], line[f"{key}_range"] = middle, f"{low:,.0f} … {high:,.0f}"
+        for key in ("accuracy_at_equal_updates", "final_accuracy"):
+            middle, low, high = spread([float(row[key] or 0) for row in group])
+            line[key], line[f"{key}_range"] = middle, f"{low:.3f} … {high:.3f}"
+        base = dense.setdefault(
+            model, {key: value for key, value in line.items() if isinstance(value, float)}
+        )
+        for direction in ("uplink", "downlink"):
+            key = f"{direction}_bytes_to_target"
+            if key in line and key in base:
+                line[f"{direction}_ratio"] = base[key] / float(line[key] or 1)
+        lines.append(line)
+    return lines
+
+
+_HEADINGS: Final = {
+    "model": "model",
+    "pipeline": "pipeline",
+    "updates_to_target_range": "updates to target",
+    "uplink_bytes_to_target": "bytes up",
+    "uplink_ratio": "÷ dense",
+    "downlink_bytes_to_target": "bytes down",
+    "downlink_ratio": "÷ dense",
+    "accuracy_at_equal_updates_range": f"accuracy at {_EQUAL_UPDATES}",
+    "final_accuracy_range": "final accuracy",
+}
+
+
+def main() -> None:
+    """Run, print, write, draw."""
+    parser = make_parser("bytes", "accuracy against bytes, pipelines side by side")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from --seed on")
+    parser.add_argument("--models", nargs="+", choices=tuple(_TARGETS), default=["mlp"])
+    parser.add_argument("--only", default="", help="rows whose name contains this, and the dense one")
+    arguments: argparse.Namespace = parser.parse_args()
+    options = read_options(arguments)
+    chosen = [c for number, c in enumerate(contenders()) if number == 0 or arguments.only in c.name]
+    if options.quick:
+        chosen = [chosen[0], chosen[-1]]
+    rows: list[Row] = []
+    curves: list[tuple[str, int, SimulationResult]] = []
+    for trainer in arguments.models:
+        for contender in chosen:
+            for seed in range(options.seed, options.seed + (1 if options.quick else arguments.seeds)):
+                updates = _EQUAL_UPDATES if options.quick else _UPDATES[trainer]
+                result = play(contender, trainer=trainer, seed=seed, updates=updates)
+                rows.append(_row(contender, seed, trainer, result))
+                curves.append((contender.name, seed, result))
+                print_table("", [rows[-1]], {"pipeline": "", "seed": "seed", "updates_to_target": "updates"})
+    lines = summary(rows)
+    print_table("Bytes to the target accuracy, everything on the wire counted", lines, _HEADINGS)
+    picture = options.out.with_suffix(".png")
+    write_result("bytes", options, rows, summary=lines, picture=picture.name)
+    plot(Path(picture), curves)
+
+
+if __name__ == "__main__":
+    main()
