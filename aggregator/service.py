@@ -39,6 +39,7 @@ from .pace import Pace
 from .publisher import Publisher, codec_setting
 from .recovery import recover
 from .settings import AggregatorSettings
+from .shelf import Shelf
 from .spool import Spool
 from .state import pack_state
 from .store import ChunkChanges, Snapshot, Store
@@ -89,6 +90,7 @@ class Service:
         self._publisher = Publisher(settings.publish)
         codec_setting("task.codec", settings.task.codec)
         self.engine: Engine = recover(settings, store)
+        self._shelf = Shelf(store, self._publisher, self.engine.model)
         self._spool = Spool(
             is_settled=self.engine.is_settled,
             max_update_bytes=settings.task.max_update_bytes,
@@ -328,6 +330,7 @@ class Service:
         self._published_at = now
         self._chronicle.counters.versions_published += 1
         self._events.write("publish", **asdict(published))
+        self._shelf.save()
 
     def _publish_stats(self) -> None:
         self._outlet.send_stats(

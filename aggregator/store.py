@@ -8,6 +8,7 @@ used up are durable together or not at all.
     receipt    the ledger: one packed receipt for each client and outbox epoch, and the record that last added to it
     snapshot   the engine's state at a position of the journal, with its SHA-256
     chunk      pieces of updates that are not complete yet
+    frame      the frames that the published model stands on: without them a restart would cost every client a keyframe
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from fedmq.types import ClientId, Receipt, Refusal, Rejection, UpdateId
 
 from .decision import Record
 from .ledger import Key
+from .publisher import PublishedFrame
 
 SCHEMA: Final = 1
 _APPLICATION_ID: Final = 0x464D5141  # "FMQA"
@@ -46,6 +48,9 @@ CREATE TABLE chunk (
     client TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, piece INTEGER NOT NULL,
     envelope BLOB NOT NULL, PRIMARY KEY (client, epoch, seq, piece)
 ) WITHOUT ROWID;
+CREATE TABLE frame (
+    place INTEGER PRIMARY KEY, version INTEGER NOT NULL, codec TEXT NOT NULL, content BLOB NOT NULL
+);
 """
 
 
@@ -285,6 +290,25 @@ class Store:
         with self._file.explained("read the chunks"):
             for (envelope,) in self._db.execute("SELECT envelope FROM chunk"):
                 yield envelope
+
+    def frames(self) -> tuple[PublishedFrame, ...]:
+        """The frames that were last saved, the keyframe first."""
+        with self._file.explained("read the frames"):
+            rows = self._db.execute("SELECT version, codec, content FROM frame ORDER BY place")
+            return tuple(
+                PublishedFrame(version=v, codec=codec, content=content) for v, codec, content in rows
+            )
+
+    def save_frames(self, frames: Sequence[PublishedFrame], unchanged: int) -> None:
+        """Replace the frames by others, of which the first `unchanged` are there already.
+
+        Raises:
+            StoreError: the disk is full or fails; nothing has changed.
+        """
+        rows = [(place, frame.version, frame.codec, frame.content) for place, frame in enumerate(frames)]
+        with self._file.explained("write"), self._file.transaction():
+            self._db.execute("DELETE FROM frame WHERE place >= ?", (unchanged,))
+            self._db.executemany("INSERT INTO frame VALUES (?, ?, ?, ?)", rows[unchanged:])
 
     def has_history(self) -> bool:
         """Whether anything was ever written."""

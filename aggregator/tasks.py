@@ -24,7 +24,9 @@ class TaskSettings:
         60.0, help="seconds without a receipt after which a client sends an update again", low=0.1
     )
     clip_norm: float = setting(
-        0.0, help="Euclidean norm that a client shortens its delta to, before error feedback; 0 for none", low=0
+        0.0,
+        help="Euclidean norm that a client shortens its delta to, before error feedback; 0 for none",
+        low=0,
     )
 
 

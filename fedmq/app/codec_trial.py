@@ -163,7 +163,9 @@ def _newest_update(path: Path) -> Sample:
     store = Store(path, read_only=True)
     try:
         engine = restore(store)
-        folded = (record for record in store.records(0) if record.refusal is None)
+        # behind the oldest snapshot the journal has no messages any more
+        oldest = min((snapshot.position for snapshot in store.snapshots()), default=0)
+        folded = (record for record in store.records(oldest) if record.refusal is None)
         newest = next(iter(deque(folded, maxlen=1)), None)
     finally:
         store.close()

@@ -45,11 +45,13 @@ class SimulatedAggregator:
         folder: for the store.
         agenda: virtual time.
         on_news: told what was folded, refused and published.
-        on_turn: called after each turn in which something was.
+        on_turn: called after each turn in which something was folded or refused.
+        on_publish: told of everything that is published.
 
     Attributes:
         broker: where devices connect.
         transport: the aggregator's own.
+        settings: the aggregator's.
         topics: of the federation.
 
     Raises:
@@ -66,11 +68,12 @@ class SimulatedAggregator:
         folder: Path,
         agenda: Agenda,
         on_news: Callable[[News], None],
-        on_turn: Callable[[], None],
+        on_turn: Callable[[], None] = lambda: None,
+        on_publish: Callable[[str, bytes], None] = lambda topic, payload: None,
     ) -> None:
         model = folder / "initial.safetensors"
         save_model(model, layout, vector)
-        settings = _settings(scenario, trainer_settings, model, folder / "aggregator.db")
+        self.settings = settings = _settings(scenario, trainer_settings, model, folder / "aggregator.db")
         self.topics = Topics(settings.federation)
         self.broker = MemoryBroker(
             clock=agenda.clock,
@@ -78,6 +81,7 @@ class SimulatedAggregator:
             topic_alias_maximum=scenario.topic_aliases,
         )
         self._agenda, self._on_news, self._on_turn = agenda, on_news, on_turn
+        self._on_publish = on_publish
         self._objects: Collection[ObjectRef] = ()
         self._party = Party(agenda, _RANK, self._take_turns, delay=settings.store.batch_delay)
         self._store = _WatchedStore(settings.store.path)
@@ -129,6 +133,7 @@ class SimulatedAggregator:
         )
 
     def _note_publish(self, topic: str, payload: bytes) -> None:
+        self._on_publish(topic, payload)
         if topic != self.topics.model:
             return
         head = wire.unpack_head(payload)

@@ -7,7 +7,7 @@ Chances are counted as Krichevsky and Trofimov do (1981), but with a quarter of 
 of half, since most of what is coded here is nearly always the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from fedmq.codecs.rans import SCALE, SCALE_BITS, Coder
@@ -56,6 +56,32 @@ class NumberModel:
         """Code a number of either sign: 0, -1, 1, -2, 2, … as 0, 1, 2, 3, 4, …"""
         number = self.code(coder, 2 * step if step >= 0 else -2 * step - 1)
         return -(number + 1 >> 1) if number & 1 else number >> 1
+
+
+def code_signs(coder: Coder, rows: Sequence[int], signs: Sequence[int] = ()) -> list[int]:
+    """Code signs, of which those of a row are mostly alike.
+
+    The chance of a 1 is that among the signs of the row so far, the last of them counted twice. The counts are halved
+    when they get above eight signs, so it follows the latest.
+
+    Args:
+        coder: writes or reads.
+        rows: a number for the row that each is in; those of a row follow each other.
+        signs: 0 or 1 each; anything when reading.
+    """
+    found: list[int] = []
+    row, counts, last = -1, [1, 1], [0, 0]
+    for this, known in zip(rows, signs or [0] * len(rows), strict=True):
+        if this != row:
+            row, counts, last = this, [1, 1], [0, 0]
+        zeros, ones = counts[0] + last[0], counts[1] + last[1]
+        sign = coder.bit((zeros << SCALE_BITS) // (zeros + ones), known)
+        found.append(sign)
+        last = [0, _SEEN] if sign else [_SEEN, 0]
+        counts[sign] += _SEEN
+        if counts[0] + counts[1] > 8 * _SEEN + 2:
+            counts = [counts[0] + 1 >> 1, counts[1] + 1 >> 1]
+    return found
 
 
 def _code_bit(coder: Coder, counts: list[int], bit: int) -> int:

@@ -3,17 +3,18 @@
 What lives here: arithmetic of whole numbers, both ways. What must not: probabilities, and bytes (`entropy`).
 
 A quantiser's codes are whole numbers of some width that mean something to it alone. An entropy coder does better when
-it sees which part is likely and which is noise. Four readings, of which the encoder takes the one that is shortest:
+it sees which part of them is likely and which is noise. Of four readings the encoder takes the shortest:
 
 * plain: the code is a magnitude.
 * zigzag: codes 0, 1, 2, 3, 4, … are 0, -1, 1, -2, 2, …
 * complement: the code is a two's complement.
 * sign: the top bit is a sign and the others are a magnitude, as in floating point.
 
-Magnitudes below 32 have a bin each; from 2**e to 2**(e + 1) there are four bins of equal width. With reading `sign`
-a bin is the top seven bits. A sign is there where the magnitude is not 0; with reading `sign` always.
+Magnitudes below 16 have a bin each, and those from 2**e to 2**(e + 1) eight bins of equal width. With reading `sign`
+the bin is the top seven bits. There is a sign where the magnitude is not 0, and always with reading `sign`.
 """
 
+import functools
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -22,16 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.base import Codes
-from fedmq.codecs.counttree import Flags, Integers, doublings
+from fedmq.codecs.counttree import Flags, Integers
 
-_SMALL: Final = 32
-_SMALL_BITS: Final = 5
-_TOP_BITS: Final = 7
 BINS: Final = 128
+_TOP_BITS: Final = 7
+_SMALL: Final = 16
 
 
 class Reading(IntEnum):
-    """What codes are read as."""
+    """What codes are read as; plain when there is no sign."""
 
     PLAIN = 0
     ZIGZAG = 1
@@ -40,7 +40,7 @@ class Reading(IntEnum):
 
 
 def readings(bits: int) -> tuple[Reading, ...]:
-    """Return the readings that codes of a width may have: one of 32 bits has too many bins for all but `SIGN`."""
+    """Return the readings that codes of a width may have: those for which there are bins enough and a difference."""
     if bits == 1:
         return (Reading.PLAIN, Reading.SIGN)
     return tuple(Reading) if bits <= 16 else (Reading.SIGN,)
@@ -52,8 +52,8 @@ class Parts:
 
     Attributes:
         bins: below 128; uint8, shape (n,).
-        negative: whether each is negative, False where it has no sign; shape (n,).
-        lows: the low bits, as wide as `low_widths` says; int64, shape (n,).
+        negative: whether each has a minus sign; shape (n,).
+        lows: how far each is above the first magnitude of its bin; int64, shape (n,).
     """
 
     bins: NDArray[np.uint8]
@@ -62,7 +62,7 @@ class Parts:
 
 
 def take_apart(codes: Codes, bits: int, reading: Reading) -> Parts:
-    """Take codes below 2**bits apart."""
+    """Take codes below 2**bits apart, by one of their `readings`."""
     numbers = codes.astype(np.int64)
     half = 1 << bits - 1
     match reading:
@@ -74,30 +74,61 @@ def take_apart(codes: Codes, bits: int, reading: Reading) -> Parts:
             negative = numbers >= half
             magnitudes = np.where(negative, 2 * half - numbers, numbers)
         case Reading.SIGN:
-            negative = numbers >= half
-            magnitudes = numbers % half
-    bins = _bins(magnitudes, bits, reading)
-    return Parts(bins=bins, negative=negative, lows=magnitudes - _firsts(bits, reading)[bins])
+            magnitudes, negative = numbers % half, numbers >= half
+    firsts, widths = layout(bits, reading)
+    if reading is Reading.SIGN:
+        bins = (magnitudes >> int(widths[0])).astype(np.uint8)
+    else:
+        bins = _bin_of_each()[magnitudes]
+    return Parts(bins=bins, negative=negative, lows=magnitudes - firsts[bins])
 
 
 def put_together(parts: Parts, bits: int, reading: Reading) -> Codes:
     """Undo `take_apart`.
 
     Raises:
-        ValueError: a code has more bits.
+        ValueError: a code would not be below 2**bits.
     """
-    magnitudes = _firsts(bits, reading)[parts.bins] + parts.lows
+    magnitudes = layout(bits, reading)[0][parts.bins] + parts.lows
     half = 1 << bits - 1
     match reading:
         case Reading.PLAIN:
-            codes = magnitudes
+            codes, limit = magnitudes, 2 * half
         case Reading.ZIGZAG:
-            codes = 2 * magnitudes - parts.negative
+            codes, limit = 2 * magnitudes - parts.negative, half + parts.negative
         case Reading.COMPLEMENT:
-            codes = np.where(parts.negative, 2 * half - magnitudes, magnitudes)
-            if (magnitudes >= half + parts.negative).any():
-                raise ValueError(f"a number has more than {bits} bits")
+            codes, limit = np.where(parts.negative, 2 * half - magnitudes, magnitudes), half + parts.negative
         case Reading.SIGN:
-            codes = magnitudes + half * parts.negative
-            if magnitudes.max() >= half: ...
-    return codes
+            codes, limit = magnitudes + half * parts.negative, half
+    if (magnitudes >= limit).any():
+        raise ValueError(f"a code has more than {bits} bits")
+    return codes.astype(np.uint8 if bits <= 8 else f"u{bits // 8}")
+
+
+def has_sign(bins: NDArray[np.uint8], reading: Reading) -> Flags:
+    """Tell which codes have a sign."""
+    match reading:
+        case Reading.PLAIN:
+            return np.zeros(bins.shape, bool)
+        case Reading.SIGN:
+            return np.ones(bins.shape, bool)
+    return bins > 0
+
+
+@functools.cache
+def layout(bits: int, reading: Reading) -> tuple[Integers, Integers]:
+    """Return each bin's first magnitude and how many low bits it has, shape (128,) each."""
+    bins = np.arange(BINS)
+    if reading is Reading.SIGN:
+        widths = np.full(BINS, max(0, bits - 1 - _TOP_BITS))
+        return bins << widths, widths
+    above = np.maximum(0, bins - _SMALL)
+    widths = np.where(bins < _SMALL, 0, above // 8 + 1)
+    return np.where(bins < _SMALL, bins, 8 + above % 8 << widths), widths
+
+
+@functools.cache
+def _bin_of_each() -> NDArray[np.uint8]:
+    """Return the bin of each magnitude up to 2**16, of the readings but `SIGN`."""
+    firsts, _ = layout(16, Reading.PLAIN)
+    return (np.searchsorted(firsts, np.arange(2**16 + 1), side="right") - 1).astype(np.uint8)

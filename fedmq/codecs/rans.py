@@ -11,9 +11,8 @@ in by
     x = (x // size) * 4096 + start + x % size
 
 and gives it back by looking which symbol owns slot x % 4096. The last symbol in is the first one out, so an encoder
-collects all symbols in the order of decoding and then works backwards. A coder begins with x = 2**16 + seed, and a
-decoder ends there: the seed carries 16 bits of something else, which would be lost otherwise, and the bits above it
-are checked, so cut and altered bytes are refused nearly always.
+collects all symbols in the order of decoding and then works backwards. It begins with x = 2**16, so a decoder must end
+there, and cut or altered bytes are refused nearly always.
 
     stream = x (high word, low word), then the words to read in, in the order of decoding; all words little-endian
 
@@ -27,6 +26,7 @@ Raspberry Pi (aarch64, armv7l), where it would need a Rust compiler, and its mod
 
 import copy
 import itertools
+import math
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
@@ -108,9 +108,19 @@ class Encoder(Coder):
             self._sizes.append((digit + 1 << SCALE_BITS) // base - start)
         return digits
 
-    def finish(self, seed: int = 0) -> bytes:
-        """Return the stream of all symbols; the seed is below 2**16."""
-        state, words = _LOW | seed, array("H")
+    @property
+    def bits(self) -> float:
+        """How many bits the symbols take, but for what the stream itself takes."""
+        return sum(SCALE_BITS - math.log2(size) for size in self._sizes)
+
+    def extend(self, other: "Encoder") -> None:
+        """Take in the symbols of another encoder behind these."""
+        self._starts += other._starts
+        self._sizes += other._sizes
+
+    def finish(self) -> bytes:
+        """Return the stream of all symbols."""
+        state, words = _LOW, array("H")
         for start, size in zip(reversed(self._starts), reversed(self._sizes), strict=True):
             if state >= size << 20:
                 words.append(state & 0xFFFF)
@@ -188,12 +198,11 @@ class Decoder(Coder):
         self._state, self._position = state, position
         return found
 
-    def finish(self) -> int:
-        """Check the end and return the seed."""
-        if self._state >> 16 != 1:
+    def finish(self) -> None:
+        """Check that the stream ends here."""
+        if self._state != _LOW:
             raise self._reader.fail("a stream of symbols does not end where it began")
         self._reader.take(2 * self._position, "stream")
-        return self._state & 0xFFFF
 
     def _word(self, position: int) -> int:
         if position >= len(self._words):
@@ -201,13 +210,12 @@ class Decoder(Coder):
         return self._words[position]
 
 
-def encode_lanes(starts: NDArray[np.uint16], sizes: NDArray[np.uint16], seeds: NDArray[np.uint16]) -> bytes:
-    """Encode symbols given by their slots; symbol i goes to lane i modulo the number of lanes, one for each seed.
+def encode_lanes(starts: NDArray[np.uint16], sizes: NDArray[np.uint16], lanes: int) -> bytes:
+    """Encode symbols given by their slots; symbol i goes to lane i modulo the number of lanes.
 
     The stream holds the states of all lanes, then their words: step by step, within a step by lane.
     """
-    lanes = seeds.shape[0]
-    states = seeds.astype(np.uint64) | np.uint64(_LOW)
+    states = np.full(lanes, _LOW, np.uint64)
     words: list[NDArray[np.uint16]] = []
     for first in reversed(range(0, starts.shape[0], lanes)):
         size = sizes[first : first + lanes].astype(np.uint64)
@@ -223,7 +231,7 @@ def encode_lanes(starts: NDArray[np.uint16], sizes: NDArray[np.uint16], seeds: N
 
 def decode_lanes(
     reader: Reader, tables: Sequence[Table], which: NDArray[np.uint8], lanes: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+) -> NDArray[np.uint8]:
     """Read what `encode_lanes` wrote.
 
     Args:
@@ -233,7 +241,7 @@ def decode_lanes(
         lanes: how many.
 
     Returns:
-        The symbols, shape (n,), and the seeds, shape (lanes,).
+        The symbols, shape (n,).
 
     Raises:
         WireError: the stream is cut off or does not end where it began.
@@ -260,10 +268,10 @@ def decode_lanes(
             state[low] = state[low] << 16 | following
             position += low.shape[0]
         states[: state.shape[0]] = state
-    if (states >> 16 != 1).any():
+    if (states != _LOW).any():
         raise reader.fail("a stream of symbols does not end where it began")
     reader.take(2 * position, "stream")
-    return symbols, states.astype(np.uint16)
+    return symbols
 
 
 def _slots(table: Table) -> NDArray[np.uint32]:

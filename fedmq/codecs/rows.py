@@ -11,7 +11,7 @@ tree: Lavine 1992; as a code for positions it has no source that we know of). Wh
 the encoder for each kind of cut and sent when such a cut first comes up. A count above 15 is coded by sixteenths of
 its range, and then its place in the sixteenth.
 
-    payload = 255, stream of `rans` without a seed; or a payload of `rice`, which begins with a byte below 31
+    payload = 255, stream of `rans`; or a payload of `rice`, which begins with a byte below 31
     stream  = for each matrix with several rows and columns: whether it is turned (1 bit, 0 with 7/8)
               for each depth of the tree: the weights of new kinds, then all L
               for each node that counts 1: where in it that position is
@@ -116,8 +116,7 @@ def decode_tree(reader: Reader, count: int, geometry: Geometry) -> IndexVector:
         places = leaves.starts + _code_numbers(coder, leaves.sizes, np.zeros(len(leaves), np.int64))
     except ValueError as error:
         raise reader.fail(str(error)) from error
-    if coder.finish():
-        raise reader.fail("a stream of positions has a seed")
+    coder.finish()
     kept = places[~leaves.holes]
     if ends.holes.any():
         kept = np.concatenate((kept, _filled(ends.where(ends.holes), places[leaves.holes], geometry.length)))

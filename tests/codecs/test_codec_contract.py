@@ -87,6 +87,7 @@ PIPELINES = [
     *(f"randomk(0.3) | {quantizer}" for quantizer in ("float32", "ternary", "qsgd(4)", "eden(2)")),
     *(f"lowrank(1) | {quantizer}" for quantizer in ("float32", "int8(7)", "eden(3)")),
     "lowrank(2) | float16",
+    "randomk(1.0) | float32",
 ]
 
 every_pipeline = pytest.mark.parametrize("pipeline", [parse_pipeline(text) for text in PIPELINES], ids=str)

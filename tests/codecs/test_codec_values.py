@@ -118,7 +118,10 @@ def test_a_length_that_no_vector_has_is_refused(length: int) -> None:
 def test_a_vector_that_is_not_contiguous_encodes_like_its_copy() -> None:
     """A stride changes nothing."""
     every_other = np.arange(40, dtype=np.float32)[::2]
-    for text in ("float32", "float16", "int8", "topk(0.5) | ternary | rice"):
+    for text in (
+        *("float32", "float16", "int8", "sign", "qsgd(4)", "eden(2)", "lowrank(1) | int8"),
+        *("topk(0.5) | ternary | rice", "topk_each(0.5) | ternary | rice", "randomk(0.5) | eden(2)"),
+    ):
         assert parse_pipeline(text).encode(every_other.copy()) == parse_pipeline(text).encode(every_other)
 
 
