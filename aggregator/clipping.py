@@ -6,7 +6,8 @@ Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adapt
 1905.03871, Algorithm 1 without its noise, a cohort being one contribution. C settles where a share γ of the norms lies
 below it. It starts at the first norm; an outlier there is forgotten at 20 (1 − γ) percent a contribution.
 
-A contribution moves C by at most 20 percent, whatever its norm: γ of the clients would have to lie to lift it for good.
+A contribution moves C by about 20 percent at most, whatever its norm: more than 1 − γ of them would have to be too long
+to lift it for good.
 """
 
 import math

@@ -45,8 +45,9 @@ _STRATEGIES: Final[Mapping[str, _Defaults]] = {
     "fadas": _Defaults(optimizer="amsgrad", learning_rate=1e-3, delay_limit=1),
 }
 STRATEGIES: Final = tuple(_STRATEGIES)
-#: With a step of its own for each coordinate, η is about how far one moves in a version.
-_ADAPTIVE_RATE: Final = 0.01
+#: With a step of its own for each coordinate, η is about how far one moves in a version. 0.01 swings (docs/folding.md).
+_ADAPTIVE_RATE: Final = 0.003
+_WINDOW: Final = 5
 #: Models of the past are kept for as many versions as an update may be late, so that is fewer by default.
 _MAX_STALENESS_WITH_PAST: Final = 16
 #: A smaller share of `fold.kept_bytes` would refuse nearly everything.
@@ -121,7 +122,7 @@ class FoldSettings:
     )
     deadline: float | None = setting(
         None,
-        help="seconds after which a version of fedavg does without the clients that are missing",
+        help="seconds after its first contribution in which a version must fill; then it does with what it has",
         low=0.1,
     )
 
@@ -136,6 +137,9 @@ def make_rule(settings: FoldSettings) -> Rule:
     optimizer = parse_optimizer(settings.optimizer or defaults.optimizer)
     compensation = parse_compensation(settings.compensation)
     rate, oldest = defaults.learning_rate, defaults.max_staleness
+    window = (settings.window or _WINDOW) if settings.strategy == "fedfa" else 0
+    if window:
+        rate = 1 / window  # each update takes part in as many steps
     if optimizer.form != parse_optimizer(defaults.optimizer).form:
         rate = _ADAPTIVE_RATE if optimizer.is_adaptive else 1.0
     if settings.mixing or compensation is not None:
@@ -160,7 +164,7 @@ def make_rule(settings: FoldSettings) -> Rule:
         compensation=compensation,
         clip_quantile=settings.clip_quantile,
         robust=parse_robust(settings.robust),
-        window=(settings.window or 5) if settings.strategy == "fedfa" else 0,
+        window=window,
         clients=settings.clients,
         forget_versions=settings.forget_versions,
         cache_bytes=settings.kept_bytes,

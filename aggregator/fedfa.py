@@ -3,8 +3,9 @@
     window ← the last K contributions        w ← w + (η/K) Σ_{i in window} s(τ_i) Δ_i
 
 Xu, Zhang, Di, Liu, Alharthi, Cao, "FedFa: A Fully Asynchronous Training Paradigm for Federated Learning", IJCAI 2024,
-arXiv 2404.11015 (its form on deltas). Each update takes part in K steps, with η/K each time. Until K have come the
-window counts as if zeros filled it, so the first steps are short and no client waits.
+arXiv 2404.11015 (its form on deltas). Each update takes part in K steps, with η/K each time, so with η = 1 an update
+moves the model K times as far as in FedBuff, which diverges where we measured it: η is 1/K when it is not given. Until
+K have come the window counts as if zeros filled it, so the first steps are short and no client waits.
 
 Weighted by examples the mean is Σ n_i s(τ_i) Δ_i / Σ n_i. A weight is that of the moment at which the update came.
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 #: Chunks asked for at a time. A broker queues so many messages for one client and drops the others, mosquitto 1000
 #: by default, and a device has to hold what comes.
-_WINDOW: Final = 32
+WINDOW: Final = 32
 
 
 class Download:
@@ -121,7 +121,7 @@ class Download:
             self._finish()
 
     def _ask(self) -> None:
-        while self._later and len(self._chunks) < _WINDOW:
+        while self._later and len(self._chunks) < WINDOW:
             topic, chunk = self._later.popleft()
             self._chunks[topic] = chunk
             self._transport.subscribe(topic)

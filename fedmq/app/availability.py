@@ -53,5 +53,6 @@ def window(settings: AvailabilitySettings, shift: float, time: float) -> tuple[f
         return time, math.inf
     since_opened = (time - _HOUR * (settings.opens + settings.spread * shift)) % _DAY
     if since_opened > open_seconds - _ROUNDING:
-        time, since_opened = time + _DAY - since_opened, 0.0
+        # at least `time`: what is left of the day may vanish in rounding
+        time, since_opened = max(time, time + _DAY - since_opened), 0.0
     return time, time + open_seconds - since_opened

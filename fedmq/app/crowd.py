@@ -104,7 +104,7 @@ class Crowd:
         self._seq = np.zeros(count, np.uint32)
         self._base = np.zeros(count, np.uint32)
         self._seen = np.full(count, -1, np.int32)  # the number of the head that it saw last
-        self._came = np.full(count, np.inf)  # when its present visit began
+        self._came = np.zeros(count)  # when its present visit began, or its next one will
         self._heads: list[list[ObjectRef]] = []
         self._newest = _Published()
         self._away = [
@@ -114,6 +114,7 @@ class Crowd:
         self._choice = _choices(random, len(self._payloads))
         self._queue: list[tuple[float, int]] = []
         self._receipts: dict[int, int] = {}  # bytes of each, by device
+        self._ended = 0
         for number, kind in enumerate(scenario.devices):
             mine = np.flatnonzero(self._kind == number)
             seconds = parse_distribution("epoch_seconds", kind.epoch_seconds)
@@ -134,8 +135,8 @@ class Crowd:
 
     @property
     def present(self) -> int:
-        """How many are in the middle of a visit."""
-        return int(np.count_nonzero(self._came <= self._agenda.now))
+        """How many have begun a visit and wait for its end."""
+        return sum(kind.visits for kind in self.totals) - self._ended
 
     def step(self) -> None:
         """Let the next device do what it is about to do."""
@@ -234,6 +235,7 @@ class Crowd:
         visit = Visit(client_name(device), self._topics, topic_aliases)
         visit.end(goodbye=self._goodbye, receipt=receipt)
         self._note(totals, visit)
+        self._ended += 1
         goes = self._agenda.now + kind.link.latency
         totals.present_seconds += goes - float(self._came[device])
         self._come(device, goes + next(self._away[number]))

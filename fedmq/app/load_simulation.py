@@ -176,7 +176,8 @@ class _Load:
             else:
                 agenda.step()
                 crowd.take_receipts()
-        self._take_sample()
+        if not self._samples or self._samples[-1].t < agenda.now:
+            self._take_sample()
 
     def result(self, cpu_seconds: float) -> LoadResult:
         """What it came to."""

@@ -79,10 +79,10 @@ class AvailabilitySettings:
     )
 
     def __post_init__(self) -> None:
-        parse_distribution("joins", self.joins)
-        parse_distribution("away", self.away)
+        parse_distribution("availability.joins", self.joins)
+        parse_distribution("availability.away", self.away)
         if self.stays is not None:
-            parse_distribution("stays", self.stays)
+            parse_distribution("availability.stays", self.stays)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

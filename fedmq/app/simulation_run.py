@@ -23,6 +23,7 @@ from fedmq.modelfile import save_model
 
 from .datasets import load_dataset
 from .interruption import Interruption
+from .load_run import run_load
 from .report import Report, RunFacts, Setting, build_report, summary_table, write_report
 from .run_folder import new_run_folder, point_latest
 from .runlog import (
@@ -52,7 +53,7 @@ _KINDS: Final[Mapping[type[Event], str]] = {
 }
 
 
-def run_scenario(path: Path, runs: Path, console: Console, *, seed: int | None = None) -> Report:
+def run_scenario(path: Path, runs: Path, console: Console, *, seed: int | None = None) -> None:
     """Play the scenario in a file, and report.
 
     Args:
@@ -68,10 +69,25 @@ def run_scenario(path: Path, runs: Path, console: Console, *, seed: int | None =
     scenario = load_scenario(path)
     if seed is not None:
         scenario = replace(scenario, seed=seed)
-    dataset = load_dataset(scenario.data.source, cache=scenario.data.cache)
-    console.print(Text(dataset.describe()))
     folder = new_run_folder(runs)
     shutil.copy(path, folder / "scenario.toml")
+    if scenario.training == "synthetic":
+        run_load(scenario, folder, console)
+    else:
+        run_training(scenario, folder, console)
+    point_latest(folder)
+    console.print(Text(f"Report: {folder}"), soft_wrap=True)
+
+
+def run_training(scenario: Scenario, folder: Path, console: Console) -> Report:
+    """Play a scenario in which something is learned, and write the report into its folder.
+
+    Raises:
+        FedmqError: the scenario cannot be used, or data is missing.
+        KeyboardInterrupt: Ctrl-C; the report is written of what there was.
+    """
+    dataset = load_dataset(scenario.data.source, cache=scenario.data.cache)
+    console.print(Text(dataset.describe()))
     result, interrupted = None, False
     with (
         Interruption() as interruption,
@@ -107,8 +123,6 @@ def run_scenario(path: Path, runs: Path, console: Console, *, seed: int | None =
         console.print(
             Text(f"{result.seconds:,.0f} virtual seconds took {result.cpu_seconds:,.1f} s of processor")
         )
-    point_latest(folder)
-    console.print(Text(f"Report: {folder}"), soft_wrap=True)
     if interrupted:
         raise KeyboardInterrupt
     return report
@@ -150,36 +164,24 @@ def _differing(path: str, value: object, default: object) -> Iterator[tuple[str,
 def kinds_table(result: SimulationResult) -> Table:
     """What became of the devices of each kind, for a terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0), title="What became of the devices")
-    table.add_column("kind", style="bold")
-    for name in (
-        "devices",
-        "trained",
-        "folded",
-        "refused",
-        "sent",
-        "received",
-        "there",
-        "training",
-        "joules",
+    for index, name in enumerate(
+        ("kind", "", "folded", "refused", "sent", "received", "there", "trains", "J")
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
     kinds: dict[str, list[ClientResult]] = {kind.name: [] for kind in result.scenario.devices}
     for client in result.clients:
         kinds[client.kind].append(client)
     for name, clients in kinds.items():
-        present = sum(client.present_seconds for client in clients)
-        training = sum(client.training_seconds for client in clients)
-        whole = len(clients) * result.seconds
+        whole = max(len(clients) * result.seconds, 1e-9)
         table.add_row(
             name,
             f"{len(clients):,}",
-            f"{sum(client.trained for client in clients):,}",
             f"{sum(client.folded for client in clients):,}",
             f"{sum(client.refused for client in clients):,}",
             decimal(sum(client.uplink_bytes for client in clients)),
             decimal(sum(client.downlink_bytes for client in clients)),
-            f"{present / whole:.0%}" if whole else "–",
-            f"{training / whole:.0%}" if whole else "–",
+            f"{sum(client.present_seconds for client in clients) / whole:.0%}",
+            f"{sum(client.training_seconds for client in clients) / whole:.0%}",
             f"{sum(client.joules for client in clients):,.0f}",
         )
     return table

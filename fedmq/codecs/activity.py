@@ -29,7 +29,7 @@ from fedmq.codecs.rans import SCALE, Coder
 CONTEXTS: Final = 16
 _FURTHEST: Final = 15  # offset
 _FEWEST: Final = 512  # codes for which a matrix's offsets are worth a try
-_LINGER: Final = 0.8  # of a doubling: a smaller change of offset does not pay for the step
+_LINGER: Final = 0.6  # of a doubling: a smaller change of offset does not pay for the step
 
 Offsets: TypeAlias = NDArray[np.int8]
 Bins: TypeAlias = NDArray[np.uint8]
@@ -120,7 +120,9 @@ def find_activity(bins: Bins, sizes: Floats, geometry: Geometry) -> list[Activit
         by_row = _offsets(_size(large.sum(axis=1), columns, mean, binary) / base)
         by_column = _offsets(_size(large.sum(axis=0), rows, mean, binary) / base)
         choices = [
-            Activity(level=level, rows=by_row if use_rows else _NONE, columns=by_column if use_columns else _NONE)
+            Activity(
+                level=level, rows=by_row if use_rows else _NONE, columns=by_column if use_columns else _NONE
+            )
             for use_rows in ((False, True) if rows > 1 else (False,))
             for use_columns in ((False, True) if columns > 1 else (False,))
         ]
@@ -147,8 +149,13 @@ def _offsets(ratios: Floats) -> Offsets:
 def _bits(activity: Activity, matrix: Bins) -> float:
     """Estimate what a matrix's codes and its offsets take."""
     contexts = activity.contexts(matrix.shape).astype(np.intp)
-    counts = np.bincount(contexts * BINS + matrix.reshape(-1), minlength=CONTEXTS * BINS).reshape(CONTEXTS, BINS)
-    told = sum(float(1 + 2 * np.abs(np.diff(o.astype(int), prepend=0)).sum() + o.shape[0]) for o in (activity.rows, activity.columns))
+    counts = np.bincount(contexts * BINS + matrix.reshape(-1), minlength=CONTEXTS * BINS).reshape(
+        CONTEXTS, BINS
+    )
+    told = sum(
+        float(1 + 2 * np.abs(np.diff(o.astype(int), prepend=0)).sum() + o.shape[0])
+        for o in (activity.rows, activity.columns)
+    )
     return entropy(counts) + told + _TABLE_BITS * int(counts.any(axis=1).sum())
 
 

@@ -53,7 +53,7 @@ class NumberModel:
         return found - 1
 
     def code_step(self, coder: Coder, step: int = 0) -> int:
-        """Code a number of either sign: 0, -1, 1, -2, 2, … as 0, 1, 2, 3, 4, …"""
+        """Code a number of either sign, 0, -1, 1, -2, 2 and so on as 0, 1, 2, 3, 4 and so on."""
         number = self.code(coder, 2 * step if step >= 0 else -2 * step - 1)
         return -(number + 1 >> 1) if number & 1 else number >> 1
 

@@ -46,7 +46,7 @@ class Nodes:
     holes: Flags
 
     def __len__(self) -> int:
-        return self.starts.shape[0]
+        return len(self.starts)
 
     @property
     def sizes(self) -> Integers:
@@ -77,7 +77,9 @@ class Nodes:
         """Return nodes that count what is rarer in them, given a count of either."""
         sizes = ends - starts
         many = 2 * counts > sizes
-        return cls(starts=starts, ends=ends, counts=np.where(many, sizes - counts, counts), holes=holes ^ many)
+        return cls(
+            starts=starts, ends=ends, counts=np.where(many, sizes - counts, counts), holes=holes ^ many
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

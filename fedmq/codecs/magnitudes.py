@@ -17,13 +17,15 @@ the bin is the top seven bits. There is a sign where the magnitude is not 0, and
 import functools
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.base import Codes
 from fedmq.codecs.counttree import Flags, Integers
+
+Widths: TypeAlias = NDArray[np.uint8]
 
 BINS: Final = 128
 _TOP_BITS: Final = 7
@@ -76,10 +78,8 @@ def take_apart(codes: Codes, bits: int, reading: Reading) -> Parts:
         case Reading.SIGN:
             magnitudes, negative = numbers % half, numbers >= half
     firsts, widths = layout(bits, reading)
-    if reading is Reading.SIGN:
-        bins = (magnitudes >> int(widths[0])).astype(np.uint8)
-    else:
-        bins = _bin_of_each()[magnitudes]
+    by_shift = reading is Reading.SIGN
+    bins = (magnitudes >> widths[0]).astype(np.uint8) if by_shift else _bin_of_each()[magnitudes]
     return Parts(bins=bins, negative=negative, lows=magnitudes - firsts[bins])
 
 
@@ -89,20 +89,29 @@ def put_together(parts: Parts, bits: int, reading: Reading) -> Codes:
     Raises:
         ValueError: a code would not be below 2**bits.
     """
-    magnitudes = layout(bits, reading)[0][parts.bins] + parts.lows
+    codes = magnitudes = layout(bits, reading)[0][parts.bins] + parts.lows
     half = 1 << bits - 1
+    limits = np.full(magnitudes.shape, half)
     match reading:
         case Reading.PLAIN:
-            codes, limit = magnitudes, 2 * half
+            limits += half
         case Reading.ZIGZAG:
-            codes, limit = 2 * magnitudes - parts.negative, half + parts.negative
+            codes, limits = 2 * magnitudes - parts.negative, limits + parts.negative
         case Reading.COMPLEMENT:
-            codes, limit = np.where(parts.negative, 2 * half - magnitudes, magnitudes), half + parts.negative
+            codes, limits = (
+                np.where(parts.negative, 2 * half - magnitudes, magnitudes),
+                limits + parts.negative,
+            )
         case Reading.SIGN:
-            codes, limit = magnitudes + half * parts.negative, half
-    if (magnitudes >= limit).any():
+            codes = magnitudes + half * parts.negative
+    if (magnitudes >= limits).any():
         raise ValueError(f"a code has more than {bits} bits")
     return codes.astype(np.uint8 if bits <= 8 else f"u{bits // 8}")
+
+
+def has_bins(bits: int, reading: Reading) -> bool:
+    """Tell whether a code has a magnitude at all: a sign of one bit has none."""
+    return bits > 1 or reading is not Reading.SIGN
 
 
 def has_sign(bins: NDArray[np.uint8], reading: Reading) -> Flags:
@@ -116,15 +125,23 @@ def has_sign(bins: NDArray[np.uint8], reading: Reading) -> Flags:
 
 
 @functools.cache
-def layout(bits: int, reading: Reading) -> tuple[Integers, Integers]:
+def layout(bits: int, reading: Reading) -> tuple[Integers, Widths]:
     """Return each bin's first magnitude and how many low bits it has, shape (128,) each."""
     bins = np.arange(BINS)
     if reading is Reading.SIGN:
-        widths = np.full(BINS, max(0, bits - 1 - _TOP_BITS))
+        widths = np.full(BINS, max(0, bits - 1 - _TOP_BITS), np.uint8)
         return bins << widths, widths
     above = np.maximum(0, bins - _SMALL)
-    widths = np.where(bins < _SMALL, 0, above // 8 + 1)
+    widths = np.where(bins < _SMALL, 0, above // 8 + 1).astype(np.uint8)
     return np.where(bins < _SMALL, bins, 8 + above % 8 << widths), widths
+
+
+def typical_sizes(bits: int, reading: Reading) -> NDArray[np.float64]:
+    """Return about how large a code in each bin is, in any unit; of wide codes with a sign a bin is an exponent."""
+    sizes: NDArray[np.float64] = layout(bits, reading)[0].astype(np.float64)
+    if reading is Reading.SIGN and bits >= 16:
+        sizes = np.exp2(np.arange(BINS) * (0.25 if bits == 16 else 2.0))
+    return sizes
 
 
 @functools.cache

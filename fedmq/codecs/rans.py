@@ -30,7 +30,7 @@ import math
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -83,45 +83,50 @@ class Coder(ABC):
 
 
 class Encoder(Coder):
-    """Collects symbols in the order of decoding."""
+    """Collects symbols in the order of decoding.
+
+    Attributes:
+        starts: where the slots of each begin.
+        sizes: how many it has.
+    """
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._sizes: list[int] = []
+        self.starts: list[int] = []
+        self.sizes: list[int] = []
 
     def bit(self, zero: int, bit: int = 0) -> int:  # noqa: D102
-        self._starts.append(zero if bit else 0)
-        self._sizes.append(SCALE - zero if bit else zero)
+        self.starts.append(zero if bit else 0)
+        self.sizes.append(SCALE - zero if bit else zero)
         return bit
 
     def symbols(self, tables: Sequence[Table], symbols: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102
         for table, symbol in zip(tables, symbols, strict=True):
             start = table[symbol]
-            self._starts.append(start)
-            self._sizes.append(table[symbol + 1] - start)
+            self.starts.append(start)
+            self.sizes.append(table[symbol + 1] - start)
         return symbols
 
     def digits(self, bases: Sequence[int], digits: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102
         for base, digit in zip(bases, digits, strict=True):
             start = (digit << SCALE_BITS) // base
-            self._starts.append(start)
-            self._sizes.append((digit + 1 << SCALE_BITS) // base - start)
+            self.starts.append(start)
+            self.sizes.append((digit + 1 << SCALE_BITS) // base - start)
         return digits
 
     @property
     def bits(self) -> float:
         """How many bits the symbols take, but for what the stream itself takes."""
-        return sum(SCALE_BITS - math.log2(size) for size in self._sizes)
+        return sum(SCALE_BITS - math.log2(size) for size in self.sizes)
 
     def extend(self, other: "Encoder") -> None:
         """Take in the symbols of another encoder behind these."""
-        self._starts += other._starts
-        self._sizes += other._sizes
+        self.starts += other.starts
+        self.sizes += other.sizes
 
     def finish(self) -> bytes:
         """Return the stream of all symbols."""
         state, words = _LOW, array("H")
-        for start, size in zip(reversed(self._starts), reversed(self._sizes), strict=True):
+        for start, size in zip(reversed(self.starts), reversed(self.sizes), strict=True):
             if state >= size << 20:
                 words.append(state & 0xFFFF)
                 state >>= 16
@@ -279,4 +284,5 @@ def _slots(table: Table) -> NDArray[np.uint32]:
     starts = np.array(table, np.uint32)
     sizes = starts[1:] - starts[:-1]
     symbols = np.repeat(np.arange(sizes.shape[0], dtype=np.uint32), sizes)
-    return symbols | sizes[symbols] << 7 | (np.arange(SCALE, dtype=np.uint32) - starts[symbols]) << 20
+    places = np.arange(SCALE, dtype=np.uint32) - starts[symbols]
+    return (symbols | sizes[symbols] << 7 | places << 20).astype(np.uint32, copy=False)

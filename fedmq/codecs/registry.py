@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fedmq.codecs.adaptive import Budget, Threshold
+from fedmq.codecs.auto import Auto
 from fedmq.codecs.base import (
     Codec,
     EntropyCoder,
@@ -21,11 +22,14 @@ from fedmq.codecs.base import (
     Sparsifier,
     Transform,
 )
+from fedmq.codecs.deadzone import Deadzone
+from fedmq.codecs.entropy import Range
 from fedmq.codecs.lowrank import LowRank
 from fedmq.codecs.positions import U32, Bitmap, Rice
 from fedmq.codecs.quantize import Float16, Float32, Int8
 from fedmq.codecs.randomk import RandomK
 from fedmq.codecs.rotate import Eden
+from fedmq.codecs.rows import Rows
 from fedmq.codecs.sign import Sign, Ternary
 from fedmq.codecs.sparse import TopK, TopKEach
 from fedmq.codecs.stochastic import QSGD
@@ -49,9 +53,13 @@ BUILT_IN: Final[Mapping[str, type[Codec]]] = MappingProxyType(
         "sign": Sign,
         "qsgd": QSGD,
         "eden": Eden,
+        "deadzone": Deadzone,
         "rice": Rice,
         "bitmap": Bitmap,
         "u32": U32,
+        "rows": Rows,
+        "auto": Auto,
+        "range": Range,
     }
 )
 """Every codec that fedmq ships, by id."""

@@ -111,7 +111,9 @@ def decode_tree(reader: Reader, count: int, geometry: Geometry) -> IndexVector:
     turned = _code_turned(coder, geometry, np.zeros(len(geometry.shapes), bool))
     tree, weights = CountTree(geometry, turned), _Weights(coder, {})
     try:
-        ends = tree.walk(count, lambda cuts: _code_lefts(coder, weights, cuts, np.zeros(len(cuts.nodes), np.int64)))
+        ends = tree.walk(
+            count, lambda cuts: _code_lefts(coder, weights, cuts, np.zeros(len(cuts.nodes), np.int64))
+        )
         leaves = ends.where(ends.counts == 1)
         places = leaves.starts + _code_numbers(coder, leaves.sizes, np.zeros(len(leaves), np.int64))
     except ValueError as error:
@@ -175,7 +177,8 @@ class _Survey:
         """Return about how many bits the positions in each matrix take, at a middling weight."""
         starts, count = np.array(geometry.starts), len(geometry.shapes)
         leaf_matrices = np.searchsorted(starts, self.leaves.starts, side="right") - 1
-        bits = np.bincount(leaf_matrices, np.log2(self.leaves.sizes), count)
+        bits: Floats = np.zeros(count)
+        bits += np.bincount(leaf_matrices, np.log2(self.leaves.sizes), count)
         for cuts, lefts in self.splits:
             bits += np.bincount(cuts.matrices, _typical_bits()[_entries(cuts, lefts)], count)
         return bits
@@ -186,7 +189,9 @@ class _Survey:
         entries = []
         for cuts, lefts in self.splits:
             entries.append(cuts.kinds << 12 | _entries(cuts, lefts))
-            kinds.update((k, np.zeros(len(_WEIGHTS))) for k in np.unique(cuts.kinds).tolist() if k not in kinds)
+            kinds.update(
+                (k, np.zeros(len(_WEIGHTS))) for k in np.unique(cuts.kinds).tolist() if k not in kinds
+            )
         if entries:
             found, times = np.unique(np.concatenate(entries), return_counts=True)
             for entry, count in zip(found.tolist(), times.tolist(), strict=True):
@@ -201,11 +206,11 @@ def _turn_best(indices: IndexVector, geometry: Geometry) -> _Survey:
     """Survey each matrix by rows and by columns, and turn those that take fewer bits."""
     sides = np.array(geometry.shapes)
     rows = _Survey.of(indices, geometry, np.zeros(len(sides), bool))
-    may_turn = (sides > 1).all(axis=1)
+    may_turn = sides.min(axis=1) > 1
     if not may_turn.any():
         return rows
     columns = _Survey.of(indices, geometry, may_turn)
-    turned = columns.matrix_bits(geometry) < rows.matrix_bits(geometry)
+    turned: Flags = np.less(columns.matrix_bits(geometry), rows.matrix_bits(geometry))
     if not turned.any():
         return rows
     return columns if (turned == may_turn).all() else _Survey.of(indices, geometry, turned)
@@ -221,7 +226,7 @@ class _Weights:
 
     def __init__(self, coder: Coder, chosen: Mapping[int, int]) -> None:
         self._coder, self._chosen = coder, chosen
-        self._known = np.full(KINDS, -1)
+        self._known: Integers = np.full(KINDS, -1)
         self._last = _EVEN
 
     def of(self, kinds: Integers) -> Integers:
@@ -232,7 +237,8 @@ class _Weights:
                 self._last += self._coder.symbols([_STEP_TABLE], [step])[0]
                 self._last %= len(_WEIGHTS)
                 self._known[kind] = self._last
-        return self._known[kinds]
+        weights: Integers = self._known[kinds]
+        return weights
 
 
 def _code_turned(coder: Coder, geometry: Geometry, turned: Flags) -> Flags:
@@ -251,11 +257,12 @@ def _code_lefts(coder: Coder, weights: _Weights, cuts: Cuts, lefts: Integers) ->
     columns = (weights.of(cuts.kinds), cuts.shares, capped)
     tables = list(map(_table, *(column.tolist() for column in columns)))
     parts = np.array(coder.symbols(tables, (lefts * (capped + 1) // (counts + 1)).tolist()), np.int64)
-    lows, highs = (-(-part * (counts + 1) // (capped + 1)) for part in (parts, parts + 1))
-    wide = highs - lows > 1
+    found: Integers = -(-parts * (counts + 1) // (capped + 1))
+    sizes = -(-(parts + 1) * (counts + 1) // (capped + 1)) - found
+    wide = sizes > 1
     if wide.any():
-        lows[wide] += _code_numbers(coder, (highs - lows)[wide], (lefts - lows)[wide])
-    return lows
+        found[wide] += _code_numbers(coder, sizes[wide], (lefts - found)[wide])
+    return found
 
 
 def _code_numbers(coder: Coder, limits: Integers, numbers: Integers) -> Integers:
@@ -285,7 +292,8 @@ def _entries(cuts: Cuts, lefts: Integers) -> Integers:
     """Return share, capped count and coded part of each cut as one number of 12 bits."""
     counts = cuts.nodes.counts
     capped = np.minimum(counts, _LARGEST)
-    return (cuts.shares << 4 | capped) << 4 | lefts * (capped + 1) // (counts + 1)
+    entries: Integers = (cuts.shares << 4 | capped) << 4 | lefts * (capped + 1) // (counts + 1)
+    return entries
 
 
 @functools.cache

@@ -72,7 +72,9 @@ __all__ = ["MqttSettings", "MqttTransport"]
 _NO_SUBSCRIBERS = 0x10
 _FAILURE = 0x80  # reason codes from here on
 _RECEIVE_MAXIMUM = 65535  # MQTT 5 section 3.2.2.3.3: what a broker that announces nothing takes
-_TICK = 1.0  # seconds between looks at the keepalive
+_TICK = (
+    1.0  # seconds between looks at the keepalive, or a quarter of it: brokers hang up after one and a half
+)
 _GOODBYE = 1.0  # seconds for what is queued when closing, and again for the goodbye itself
 
 _log = logging.getLogger(__name__)
@@ -98,6 +100,7 @@ class MqttTransport:
         # The caller's thread.
         self._settings = settings
         self._v5 = settings.protocol == "5"
+        self._tick = min(_TICK, settings.keepalive / 4)
         self._persistent = not settings.clean_start and settings.session_expiry > 0
         self._tokens = itertools.count(1)
         self._outcomes_awaited = 0
@@ -237,8 +240,8 @@ class MqttTransport:
                     break
                 if self._client.socket() is not None:
                     self._push()
-                    left = _TICK if self._close_by is None else self._close_by - time.monotonic()
-                    self._wait(max(0.0, min(left, _TICK)))
+                    left = self._tick if self._close_by is None else self._close_by - time.monotonic()
+                    self._wait(max(0.0, min(left, self._tick)))
                     self._watch_connack()
                 elif self._close_by is None and (delay := self._retry_at - time.monotonic()) > 0:
                     self._wait(delay)

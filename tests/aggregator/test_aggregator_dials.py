@@ -65,20 +65,27 @@ def test_the_names_of_the_papers_fill_the_dials_that_are_open() -> None:
         "fedasync": (1, "polynomial(0.5)", 0.6, 100, "refuse", "sgd", None),
         "fedavg": (4, "constant", 1.0, 0, "refuse", "sgd", None),
         "ca2fl": (5, "constant", 1.0, 100, "refresh", "sgd", None),
-        "fedfa": (1, "constant", 1.0, 100, "refuse", "sgd", None),
+        "fedfa": (1, "constant", 0.2, 100, "refuse", "sgd", None),
         "fadas": (5, "constant", 1e-3, 100, "refuse", "amsgrad", 1),
     } == rows
 
 
 def test_an_adaptive_optimiser_has_a_rate_of_its_own() -> None:
     """With 1.0 each coordinate would move by about 1 in every version."""
-    assert 0.01 == make({"optimizer": "adam"}).learning_rate
+    assert 0.003 == make({"optimizer": "adam"}).learning_rate
     assert 0.3 == make({"optimizer": "adam", "learning_rate": 0.3}).learning_rate
-    assert 0.01 == make({"strategy": "ca2fl", "optimizer": "yogi"}).learning_rate
+    assert 0.003 == make({"strategy": "ca2fl", "optimizer": "yogi"}).learning_rate
     assert 0.6 == make({"strategy": "fedasync"}).learning_rate
     assert (1e-3, 1.0) == tuple(
         make({"strategy": "fadas", "optimizer": o}).learning_rate for o in (None, "sgd")
     )
+
+
+def test_the_longer_fedfas_window_the_shorter_its_step() -> None:
+    """Each update takes part in K of them: in all it moves the model as far as in a FedBuff of K."""
+    assert (5, 0.2) == (make({"strategy": "fedfa"}).window, make({"strategy": "fedfa"}).learning_rate)
+    assert 0.1 == make({"strategy": "fedfa", "window": 10}).learning_rate
+    assert 1.0 == make({"strategy": "fedfa", "window": 10, "learning_rate": 1.0}).learning_rate
 
 
 def test_what_may_be_late_is_admitted_however_late() -> None:

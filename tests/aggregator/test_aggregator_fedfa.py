@@ -55,7 +55,7 @@ def test_fedfa_is_a_step_along_the_window_at_every_arrival(
 
 def test_a_window_may_weigh_by_examples(new_engine: NewEngine, message: Message) -> None:
     """Sum n_i Delta_i / sum n_i over the window."""
-    engine = new_engine(strategy="fedfa", window=2, weighting="examples")
+    engine = new_engine(strategy="fedfa", window=2, weighting="examples", learning_rate=1.0)
     one, two, three = vectors(3, seed=2)
     for seq, (delta, examples) in enumerate([(one, 10), (two, 30), (three, 50)], start=1):
         feed(engine, message, delta, seq=seq, examples=examples)
@@ -71,7 +71,7 @@ def test_a_full_window_of_fresh_updates_is_their_plain_average_in_any_order(
 ) -> None:
     """The step that the last of them makes."""
     deltas = vectors(3, seed)
-    engine = new_engine(strategy="fedfa", window=3)
+    engine = new_engine(strategy="fedfa", window=3, learning_rate=1.0)
     before = engine.state.vector.copy()
     for seq, number in enumerate(order, start=1):
         before = engine.state.vector.copy()

@@ -23,11 +23,15 @@ from fedmq.codecs import (
     parse_pipeline,
 )
 from fedmq.codecs.adaptive import Budget, Threshold
+from fedmq.codecs.auto import Auto
+from fedmq.codecs.deadzone import Deadzone
+from fedmq.codecs.entropy import Range
 from fedmq.codecs.lowrank import LowRank
 from fedmq.codecs.positions import U32, Bitmap, Rice
 from fedmq.codecs.quantize import Float16, Float32, Int8
 from fedmq.codecs.randomk import RandomK
 from fedmq.codecs.rotate import Eden
+from fedmq.codecs.rows import Rows
 from fedmq.codecs.sign import Sign, Ternary
 from fedmq.codecs.sparse import TopK, TopKEach
 from fedmq.codecs.stochastic import QSGD
@@ -56,9 +60,14 @@ CODECS: list[Codec] = [
     QSGD(bits=4, block=5),
     *(Eden(bits=bits) for bits in (1, 2, 3, 4)),
     Eden(bits=2, unbiased=1),
+    Deadzone(energy=0.95),
+    Deadzone(energy=0.5, zone=0.5),
     Rice(),
     Bitmap(),
     U32(),
+    Rows(),
+    Auto(),
+    Range(),
 ]
 
 PIPELINES = [
@@ -88,6 +97,12 @@ PIPELINES = [
     *(f"lowrank(1) | {quantizer}" for quantizer in ("float32", "int8(7)", "eden(3)")),
     "lowrank(2) | float16",
     "randomk(1.0) | float32",
+    *("deadzone(0.95)", "deadzone(0.5, 0.5) | range", "topk(0.6) | deadzone(0.95) | rice"),
+    *("topk(0.05) | float32 | rows", "topk(0.6) | ternary | rows", "topk(1.0) | sign | rows"),
+    *("topk(0.05) | ternary | auto", "topk(0.6) | int8 | auto", "topk(1.0) | ternary | auto"),
+    *(f"{q} | range" for q in ("float32", "float16", "int8", "sign(3)", "eden(3)", "deadzone(0.95)")),
+    *("topk(0.6) | ternary | rows | range", "topk(0.6) | int8(7) | rice | range"),
+    *("randomk(0.3) | qsgd(4) | range", "lowrank(1) | int8(7) | range"),
 ]
 
 every_pipeline = pytest.mark.parametrize("pipeline", [parse_pipeline(text) for text in PIPELINES], ids=str)
@@ -135,6 +150,11 @@ ERROR_BOUNDS: dict[Quantizer, contract.ErrorBound] = {
     # What is sent is a projection, so the error is no longer than the vector; the unbiased one is stretched.
     **{Eden(bits=bits): _norm_bound(1.0001) for bits in (1, 2, 3, 4)},
     Eden(bits=2, unbiased=1): _norm_bound(9),
+    # All errors together are no longer than this, so none is.
+    **{
+        Deadzone(energy=energy, zone=zone): _norm_bound((1 - energy) ** 0.5)
+        for energy, zone in ((0.95, 0), (0.5, 0.5))
+    },
 }
 
 

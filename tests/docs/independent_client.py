@@ -97,16 +97,35 @@ def digest(vector: Vector) -> bytes:
 
 
 def assemble(layout: Layout, head: dict[str, Any], objects: dict[str, bytes]) -> Vector:
-    """The model of a head whose objects are at hand."""
-    keyframe = decode(layout, head["k"]["q"], objects[head["k"]["o"]["i"]])
-    vector = [keyframe.get(index, 0.0) for index in range(layout.size)]
+    """The model of a head whose objects are at hand, by the hexadecimal form of their ids."""
+    vector: Vector = []
+    codec = None
+    for frame in head["k"]:
+        codec = frame.get("q") or codec
+        need(codec is not None, "the first frame's pipeline")
+        values = decode(layout, str(codec), objects[frame["i"].hex()])
+        if not vector:
+            vector = [values.get(index, 0.0) for index in range(layout.size)]
+        else:
+            add(vector, values)
     if head.get("d") is not None:
         place = head["d"]["o"]
-        payload = place if isinstance(place, bytes) else objects[place["i"]]
-        for index, value in decode(layout, head["d"]["q"], payload).items():
-            vector[index] = f32(vector[index] + value)
+        payload = place if isinstance(place, bytes) else objects[place["i"].hex()]
+        add(vector, decode(layout, head["d"]["q"], payload))
     need(digest(vector) == head["h"], "digest")
     return vector
+
+
+def add(vector: Vector, values: Values) -> None:
+    """In place, one float32 addition for each value."""
+    for index, value in values.items():
+        vector[index] = f32(vector[index] + value)
+
+
+def _references(head: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects that a head names."""
+    delta = (head.get("d") or {}).get("o")
+    return [*head["k"], *([delta] if isinstance(delta, dict) else [])]
 
 
 # 8. and 14. The client
@@ -196,27 +215,30 @@ class Client:
         if seen is not None and head["e"] == seen["e"] and head["v"] < seen["v"]:
             return
         self.head = head
+        known = {ref["i"].hex() for ref in _references(head)}
+        self._objects = {key: content for key, content in self._objects.items() if key in known}
         for ref in self._missing():
             for index in range(ref["o"]):
-                self.subscribe(self.topic("object", ref["i"], index))
+                self.subscribe(self.topic("object", ref["i"].hex(), index))
         self._finish()
 
     def _missing(self) -> list[dict[str, Any]]:
         assert self.head is not None
-        places = [part["o"] for part in (self.head["k"], self.head.get("d")) if part is not None]
-        return [place for place in places if isinstance(place, dict) and place["i"] not in self._objects]
+        return [ref for ref in _references(self.head) if ref["i"].hex() not in self._objects]
 
     def _finish(self) -> None:
         if self.head is None or self.layout is None:
             return
         for ref in self._missing():
-            pieces = self._pieces.get(ref["i"], {})
+            name = ref["i"].hex()
+            pieces = self._pieces.get(name, {})
             if len(pieces) < ref["o"]:
                 return
             content = b"".join(pieces[index] for index in range(ref["o"]))
             need(len(content) == ref["z"], "size of the object")
-            need(hashlib.sha256(content).hexdigest()[:32] == ref["i"], "id of the object")
-            self._objects[ref["i"]] = content
+            need(hashlib.sha256(content).digest()[:16] == ref["i"], "id of the object")
+            self._objects[name] = content
+            del self._pieces[name]
         self.base = assemble(self.layout, self.head, self._objects)
         self.unsubscribe(self.topic("model"))
 

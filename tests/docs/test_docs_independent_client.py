@@ -116,8 +116,16 @@ class Federation:
             store=StoreSettings(path=folder / "aggregator.db", batch_delay=0.0),
             task=TaskSettings(trainer="independent", codec=codec),
             fold=FoldSettings(strategy="fedasync", staleness="constant", learning_rate=RATE),
-            publish=PublishSettings(chunk_bytes=1024, min_interval=0.0),
+            publish=PublishSettings(
+                keyframe_codec="float16",
+                frame_codec="topk(0.5) | int8(64) | rice",
+                delta_codec="topk(0.3) | float16 | bitmap",
+                frame_versions=2,
+                chunk_bytes=1024,
+                min_interval=0.0,
+            ),
         )
+        self.fetched: list[str] = []
         self._transports: list[Transport] = []
         self.service = Service(settings, Store(settings.store.path), self._connect, clock=lambda: self.now)
         self.client = independent.Client(
@@ -153,6 +161,7 @@ class Federation:
                     case Connected():
                         self.client.connected()
                     case Delivery():
+                        self.fetched += [event.topic] * ("/object/" in event.topic)
                         self.client.receive(event.topic, event.payload)
                         event.ack()
                     case _:
@@ -190,14 +199,15 @@ CODECS = (
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_independent_client_trains_the_model(tmp_path: Path, codec: str) -> None:
-    """Keyframe in chunks, update, receipt, cumulative delta; the fold is the update's own bits."""
+    """Keyframe in chunks, update, receipt, cumulative delta, frames; the fold is the update's own bits."""
     federation = Federation(tmp_path, codec)
     engine, client = federation.service.engine, federation.client
     federation.run_until(lambda: client.online and client.plan is not None)
     base = federation.pull()
     np.testing.assert_allclose(engine.state.vector, base, rtol=1e-3, atol=1e-6)
 
-    for version in (1, 2):
+    heads = []
+    for version in (1, 2, 3, 4):
         before = engine.state.vector.copy()
         seq = federation.train(seed=version)
         message = client.outbox[seq]
@@ -211,11 +221,14 @@ def test_the_independent_client_trains_the_model(tmp_path: Path, codec: str) -> 
 
         decoded = federation.pull()
         assert client.head is not None
-        assert client.head["d"] is not None
+        heads.append((len(client.head["k"]), client.head.get("d") is not None))
         error = np.abs(engine.state.vector - decoded).max()
         assert error < np.abs(engine.state.vector - base).max()
     federation.service.stop()
     federation.service.run()
+
+    assert [(1, True), (2, False), (2, True), (3, False)] == heads
+    assert len(set(federation.fetched)) == len(federation.fetched)
 
 
 def test_what_was_refused_returns_to_the_independent_client_s_residual(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
+import independent_client as independent
 import independent_codecs as codecs
 import msgpack
 import numpy as np
@@ -25,6 +26,7 @@ from fedmq.aggregator.ledger import Ledger
 from fedmq.aggregator.publisher import Publisher, PublishSettings
 from fedmq.aggregator.settings import AggregatorSettings
 from fedmq.aggregator.strategy import FoldSettings, init, make_rule
+from fedmq.edge_agent.download import WINDOW
 from fedmq.edge_agent.feedback import encode_with_feedback
 from fedmq.edge_agent.session import PULL_SECONDS, RECEIPT_GRACE
 from fedmq.edge_agent.upload import MIN_CHUNK_BYTES
@@ -62,6 +64,8 @@ LAYOUT: Final = ParamLayout(
 )
 CLIENT: Final = ClientId("ada")
 EPOCH, OUTBOX = 1001, 2002
+#: Of the client's second update.
+LATER: Final = np.array([0.4, 0.0, 0.0, 0.0, -0.4, 0.25], np.float32)
 
 
 def _update(seq: int, floor: int, model_epoch: int, base: ParamVector, delta: ParamVector) -> bytes:
@@ -95,7 +99,16 @@ def worked_example() -> dict[str, bytes]:
         admission=AdmissionSettings(),
         max_update_bytes=67_108_864,
     )
-    publisher = Publisher(PublishSettings(delta_codec="topk(0.4) | int8 | rice"))
+    publisher = Publisher(
+        PublishSettings(
+            keyframe_codec="float16",
+            frame_codec=CODEC,
+            delta_codec="topk(0.4) | int8 | rice",
+            frame_versions=2,
+        )
+    )
+    for version in range(200):
+        publisher.absence.note(CLIENT, version)  # who has been here all the time makes stacks grow
     first = publisher.publish(engine.model)
     ((_, (keyframe,)),) = first.objects
     base = encoding.decode(LAYOUT, parse_pipeline("float16"), keyframe).to_dense()
@@ -108,6 +121,9 @@ def worked_example() -> dict[str, bytes]:
         engine.commit(engine.offer([Arrival(client=CLIENT, message=message)]))
         receipts.append(wire.pack_receipt(engine.ledger.get(CLIENT, OUTBOX)))
     second = publisher.publish(engine.model)
+    engine.commit(engine.offer([Arrival(client=CLIENT, message=_update(2, 1, EPOCH, base, LATER))]))
+    third = publisher.publish(engine.model)
+    ((_, (frame,)),) = third.objects
     pieces = split(update, 100)
     chunk = Chunk(
         id=UpdateId(client=CLIENT, epoch=OUTBOX, seq=1),
@@ -145,6 +161,8 @@ def worked_example() -> dict[str, bytes]:
         "receipt": receipts[0],
         "refusal": receipts[1],
         "head-1": wire.pack_head(second.head),
+        "frame": frame,
+        "head-2": wire.pack_head(third.head),
     }
 
 
@@ -222,17 +240,34 @@ def test_each_decoded_map_is_what_its_bytes_hold(name: str) -> None:
 
 
 def test_the_decoded_models_of_the_page_are_right() -> None:
-    """The vectors in the prose: the first head's, and the second's true one within the steps of its codes."""
+    """The vectors in the prose: the first head's, and those of the later ones but for the rounding of float16."""
     base = encoding.decode(LAYOUT, parse_pipeline("float16"), EXAMPLE["keyframe"]).to_dense()
+    heads = {name: wire.unpack_head(EXAMPLE[name]) for name in ("head-1", "head-2")}
+    vectors = {name: base.copy() for name in heads}
+    delta = heads["head-1"].delta
+    assert delta is not None
+    assert isinstance(delta.content, bytes)
+    encoding.decode(LAYOUT, parse_pipeline(delta.codec), delta.content).add_to(vectors["head-1"])
+    encoding.decode(LAYOUT, parse_pipeline(CODEC), EXAMPLE["frame"]).add_to(vectors["head-2"])
 
     assert [0.0999755859375, 0.5, -0.25, 0.75, 1.0, 0.0] == base.tolist()
-    head = wire.unpack_head(EXAMPLE["head-1"])
-    assert head.delta is not None
-    assert isinstance(head.delta.content, bytes)
-    decoded = base.copy()
-    encoding.decode(LAYOUT, parse_pipeline(head.delta.codec), head.delta.content).add_to(decoded)
-    assert head.digest == encoding.digest(decoded)
-    np.testing.assert_allclose([0.1, 0.75, -0.25, 0.5, 1.0, 0.5], decoded, atol=1e-4)
+    for name, head in heads.items():
+        assert head.digest == encoding.digest(vectors[name])
+        assert head.digest == independent.digest(vectors[name].tolist())
+    np.testing.assert_allclose([0.1, 0.75, -0.25, 0.5, 1.0, 0.5], vectors["head-1"], atol=1e-4)
+    np.testing.assert_allclose([0.5, 0.5, -0.25, 0.75, 0.6, 0.75], vectors["head-2"], atol=1e-4)
+
+
+def test_the_independent_client_assembles_each_head_of_the_page() -> None:
+    """With nothing but the page's bytes: plan, objects, heads."""
+    layout = independent.read_layout(body_of(EXAMPLE["plan"])["l"])  # type: ignore[arg-type]
+    objects = {encoding.object_id(EXAMPLE[name]): EXAMPLE[name] for name in ("keyframe", "frame")}
+
+    for name in ("head", "head-1", "head-2"):
+        head = independent.unseal(independent.MODEL, EXAMPLE[name])
+        assert wire.unpack_head(EXAMPLE[name]).digest == independent.digest(
+            independent.assemble(layout, head, objects)
+        )
 
 
 @pytest.mark.parametrize("text", CODECS)
@@ -270,7 +305,7 @@ NOTICE: Final = wire.pack_receipt(
 )
 MESSAGES: Final[dict[tuple[str, int], list[bytes]]] = {
     ("plan", 0): [EXAMPLE["plan"]],
-    ("model", 0): [EXAMPLE["head"], EXAMPLE["head-1"]],
+    ("model", 0): [EXAMPLE["head"], EXAMPLE["head-1"], EXAMPLE["head-2"]],
     ("update", 0): [EXAMPLE["update"]],
     ("update", 1): [EXAMPLE["chunk"]],
     ("receipt", 0): [EXAMPLE["refusal"], NOTICE],
@@ -315,15 +350,22 @@ def test_each_table_of_keys_says_which_there_are_of_which_type_and_which_are_req
             reader(sealed(message, body | {"zz": 1}))
 
 
-def test_the_tables_of_a_frame_and_an_object_name_the_keys_of_the_head() -> None:
-    """The maps within the head."""
-    body = body_of(EXAMPLE["head-1"])
-    _, frame, place = tables("model")
+def test_the_tables_of_frame_and_delta_name_their_keys() -> None:
+    """The maps within the head: a frame that says its codec and one that does not."""
+    _, frame, delta = tables("model")
+    keys = [codes(row[0])[0] for row in frame]
+    first, second, *others = body_of(EXAMPLE["head-2"])["k"]  # type: ignore[misc]
 
-    keyframe = body["k"]
-    assert isinstance(keyframe, dict)
-    assert list(keyframe) == [codes(row[0])[0] for row in frame]
-    assert list(keyframe["o"]) == [codes(row[0])[0] for row in place]
+    assert not others
+    assert set(keys) == set(first)
+    assert {key for key, row in zip(keys, frame, strict=True) if "optional" in row[2]} == {"q"}
+    assert [codes(row[0])[0] for row in delta] == list(body_of(EXAMPLE["head-1"])["d"])  # type: ignore[call-overload]
+    assert set(keys) == set(second)
+    like_the_first = body_of(EXAMPLE["head-2"]) | {"k": [first, second | {"q": None}]}
+    (head_codec, frame_codec) = [
+        f.codec for f in wire.unpack_head(sealed(EXAMPLE["head-2"], like_the_first)).frames
+    ]
+    assert head_codec == frame_codec
 
 
 def test_the_table_of_kinds_is_complete() -> None:
@@ -395,6 +437,9 @@ FIGURES: Final = (
     f"{envelope.ALLOCATED_PER_VALUE} bytes per announced value",
     f"and {envelope.ALLOCATED_ALWAYS} bytes besides",
     f"does so after {PULL_SECONDS:g} seconds in which",
+    f"fedmq's agent waits for at most {WINDOW}.",
+    f"more than {encoding.MODEL_BYTES_PER_SCALAR} · N + {encoding.MODEL_BYTES_ALWAYS:,} bytes",
+    f"more than {wire.MAX_CHUNKS:,} chunks.",
     f"waits {RECEIPT_GRACE:g} second for the retained receipt",
     f"makes no chunks below {MIN_CHUNK_BYTES} bytes",
     f"half the keep-alive ({ConnectionSettings().keepalive} s by default)",

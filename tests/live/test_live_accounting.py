@@ -47,7 +47,7 @@ def test_diary_and_report_have_every_byte_of_every_connection(
     """Two agents: large updates, three broken connections, pings, a restart with its goodbye, per direction."""
     federation = new_federation(port, SIZE)
     plain = federation.connection
-    monkeypatch.setattr(federation, "connection", lambda port=None: replace(plain(port), keepalive=1))
+    monkeypatch.setattr(federation, "connection", lambda port=None: replace(plain(port), keepalive=3))
     federation.serve(task=LARGE, events=tmp_path / "aggregator.jsonl")
     with ExitStack() as stack:
         proxies = {number: stack.enter_context(Proxy(port)) for number in (1, 2)}
@@ -82,11 +82,11 @@ def test_diary_and_report_have_every_byte_of_every_connection(
         federation.until_settled()
         federation.until_training()
         federation.until(counts_agree, "what was sent has arrived")
-        before = {number: proxy.bytes_up for number, proxy in proxies.items()}
+        quiet = {number: proxy.bytes_up for number, proxy in proxies.items()}
         federation.until(
-            lambda: all(proxies[number].bytes_up == sent + 2 for number, sent in before.items()), "pings"
+            lambda: all(proxies[number].bytes_up >= sent + 2 for number, sent in quiet.items()), "pings"
         )
-        assert counts_agree()
+        federation.until(counts_agree, "the pings were answered")
         federation.leave(1)
         federation.leave(2)
         first = {number: (proxy.bytes_up, proxy.bytes_down) for number, proxy in proxies.items()}
