@@ -14,6 +14,7 @@ from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES
 from fedmq.types import ClientId, ParamVector
 
 from .admission import AdmissionSettings
+from .deadline import NOBODY
 from .decision import Record
 from .engine import Engine
 from .ledger import Key, Ledger
@@ -100,7 +101,7 @@ def verify(store: Store) -> Findings:
     return Findings(
         records=len(entries),
         folded=sum(not entry.reason for entry in entries),
-        clients=len({entry.client for entry in entries}),
+        clients=len({entry.client for entry in entries} - {NOBODY}),
         snapshots=len(snapshots),
         replayed=replayed,
         damage=tuple(damage),
@@ -193,6 +194,8 @@ def _check_journal(store: Store, oldest: int) -> Iterator[str]:
         if expected is not None and entry.position != expected:
             yield f"records {expected} to {entry.position - 1} are missing from the journal"
         expected = entry.position + 1
+        if entry.client == NOBODY:
+            continue  # a deadline: no update, no message, no receipt
         name = entry.client, entry.epoch, entry.seq
         if name in seen:
             yield f"records {seen[name]} and {entry.position} are the same update: {entry.client} seq {entry.seq}"

@@ -8,6 +8,7 @@ from fedmq.transport.base import Delivery
 from fedmq.types import Refusal, Rejection
 
 from .complaints import WINDOW, Complaints
+from .deadline import NOBODY
 from .decision import Decision, Record
 from .stats import Counters
 
@@ -47,6 +48,8 @@ class Chronicle:
                 log.warning("dropped a message from %s: %s", client, refusal)
                 self._events.write("refusal", client=client, seq=0, reason=refusal.reason)
         for record in decision.records:
+            if record.id.client == NOBODY:
+                continue  # a deadline
             if record.refusal is None:
                 self._note_fold(record)
             else:

@@ -35,5 +35,5 @@ def export_store(store_path: Path, out: Path, version: int | None = None) -> int
     if engine is None:
         raise StoreError(f"{store_path} holds no model yet")
     version = engine.state.version
-    save_model(out, engine.layout, engine.state.vector, {"fedmq.version": str(version)})
+    save_model(out, engine.layout, engine.state.served, {"fedmq.version": str(version)})
     return version

@@ -53,8 +53,6 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
     if engine.rule != rule:
         log.info("the fold settings changed: %s", rule)
         engine.rule = rule
-        if bool(rule.momentum) != bool(engine.state.momentum.size):
-            engine.state.momentum = strategy.init(rule, engine.state.vector).momentum
         # Older snapshots go: from them, the records behind this one would be folded with the old rule.
         _save(settings, store, engine, keep=1)
     return engine

@@ -3,7 +3,8 @@
     payload = the codec's bytes for the trainable head · little-endian float32 for each buffer scalar
 
 Updates, frames and cumulative deltas all travel in this form. Buffers (BatchNorm's running statistics) are
-few and must not be sparsified, so they are never given to the codec.
+few and must not be sparsified, so they are never given to the codec. Of a pruned model the codec sees the kept
+coordinates only.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from .codecs import Pipeline, SparseVector
 from .errors import WireError
 from .layout import ParamLayout
+from .mask import Mask
 from .types import ParamVector
 
 _FLOAT = np.dtype("<f4")
@@ -62,18 +64,26 @@ class DecodedVector:
         return self.trainable.is_finite() and bool(np.isfinite(self.buffers).all())
 
 
-def encode(layout: ParamLayout, pipeline: Pipeline, vector: ParamVector) -> bytes:
-    """Encode a vector of shape (layout.size,).
+def encode(
+    layout: ParamLayout, pipeline: Pipeline, vector: ParamVector, mask: Mask | None = None
+) -> bytes:
+    """Encode a vector of shape (layout.size,); what a mask prunes of it is not looked at.
 
     Raises:
         CodecError: the vector is not finite.
     """
-    payload = pipeline.encode(vector[: layout.trainable_size], layout.geometry)
+    head = vector[: layout.trainable_size]
+    if mask is None:
+        payload = pipeline.encode(head, layout.geometry)
+    else:
+        payload = pipeline.encode(head[mask.kept], mask.geometry)
     return payload + vector[layout.trainable_size :].astype(_FLOAT).tobytes()
 
 
-def decode(layout: ParamLayout, pipeline: Pipeline, payload: bytes) -> DecodedVector:
-    """Decode what `encode` made.
+def decode(
+    layout: ParamLayout, pipeline: Pipeline, payload: bytes, mask: Mask | None = None
+) -> DecodedVector:
+    """Decode what `encode` made with the same mask.
 
     Raises:
         WireError: the bytes are not that.
@@ -83,11 +93,13 @@ def decode(layout: ParamLayout, pipeline: Pipeline, payload: bytes) -> DecodedVe
         raise WireError("payload", f"{len(payload)} bytes cannot hold {layout.buffer_size} buffer scalars")
     body = memoryview(payload)[: len(payload) - tail]
     buffers = np.frombuffer(payload, _FLOAT, layout.buffer_size, len(payload) - tail).astype(np.float32)
-    return DecodedVector(trainable=pipeline.decode(body, layout.geometry), buffers=buffers)
+    if mask is None:
+        return DecodedVector(trainable=pipeline.decode(body, layout.geometry), buffers=buffers)
+    return DecodedVector(trainable=mask.spread(pipeline.decode(body, mask.geometry)), buffers=buffers)
 
 
 def max_payload_bytes(layout: ParamLayout, pipeline: Pipeline) -> int:
-    """No valid payload is longer."""
+    """No valid payload is longer, whatever the mask."""
     return pipeline.max_payload_bytes(layout.geometry) + layout.buffer_size * _FLOAT.itemsize
 
 

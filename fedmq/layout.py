@@ -123,6 +123,12 @@ class ParamLayout:
         return Geometry.of(segment.shape for segment in self._of(SegmentKind.TRAINABLE))
 
     @cached_property
+    def matrices(self) -> tuple[slice, ...]:
+        """Where the trainable tensors of rank 2 and more lie: what may be pruned. No biases, scales or buffers."""
+        chosen = [segment for segment in self._of(SegmentKind.TRAINABLE) if len(segment.shape) > 1]
+        return tuple(self.slices[segment.name] for segment in chosen)
+
+    @cached_property
     def fingerprint(self) -> bytes:
         """8 bytes that differ when any shared segment's name, shape, dtype, kind or order differs.
 

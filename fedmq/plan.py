@@ -5,10 +5,11 @@ plan names a trainer and its settings; a device runs what is installed on it and
 satisfy, saying why.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from .layout import ParamLayout
+from .mask import EncodedMask
 
 #: What a trainer's setting may be.
 Scalar: TypeAlias = str | int | float | bool
@@ -40,6 +41,7 @@ class Plan:
             with the newest it can get.
         resend_seconds: after how long without a receipt a client sends an update again.
         clip_norm: a longer delta is shortened to this Euclidean norm before the residual is added; 0 for none.
+        mask: the coordinates that are pruned: kept at zero, neither trained nor sent; None for none.
     """
 
     epoch: int
@@ -54,3 +56,8 @@ class Plan:
     wait_for_new_version: bool = False
     resend_seconds: float = 60.0
     clip_norm: float = 0.0
+    mask: EncodedMask | None = None
+
+    def has_only_another_mask(self, other: "Plan | None") -> bool:
+        """Whether the other plan asks for the same, but for what is pruned: no reason to begin anything anew."""
+        return other is not None and replace(self, mask=None) == replace(other, mask=None)

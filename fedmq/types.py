@@ -51,6 +51,7 @@ class Rejection(StrEnum):
     TOO_LARGE = "too-large"
     WRONG_EPOCH = "wrong-epoch"
     WRONG_LAYOUT = "wrong-layout"
+    UNKNOWN_MASK = "unknown-mask"
     FUTURE_VERSION = "future-version"
     STALE = "stale"
     SAMPLE_COUNT = "sample-count"
@@ -91,6 +92,7 @@ class ModelUpdate:
         codec: the pipeline that encoded the delta, as its line of text.
         payload: the encoded delta, see `fedmq.encoding`.
         metrics: what the trainer reports, for people (loss, seconds, …).
+        mask: digest of the mask that the payload was encoded under, see `fedmq.mask`; empty for none.
     """
 
     id: UpdateId
@@ -103,6 +105,7 @@ class ModelUpdate:
     codec: str
     payload: bytes = field(repr=False)
     metrics: tuple[tuple[str, float], ...] = ()
+    mask: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

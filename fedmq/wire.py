@@ -12,6 +12,7 @@ from .codecs import MAX_TEXT
 from .envelope import MAX_DETAIL, MAX_INTEGER, Fields, Kind, pack, unpack
 from .errors import LayoutError
 from .layout import MAX_DIMENSIONS, MAX_SEGMENTS, ParamLayout
+from .mask import DIGEST_BYTES, EncodedMask, max_content_bytes
 from .plan import MAX_TRAINER_SETTINGS, Plan, Scalar
 from .types import (
     Chunk,
@@ -66,6 +67,8 @@ def pack_update(update: ModelUpdate) -> bytes:
     }
     if update.metrics:
         body["x"] = dict(update.metrics)
+    if update.mask:
+        body["h"] = update.mask
     return pack(Kind.UPDATE, body)
 
 
@@ -93,6 +96,7 @@ def unpack_update(data: bytes) -> ModelUpdate:
         codec=fields.text("q", MAX_CODEC),
         payload=fields.binary("p"),
         metrics=tuple(metrics),
+        mask=fields.binary("h", DIGEST_BYTES) if fields.has("h") else b"",
     )
 
 
@@ -290,6 +294,8 @@ def pack_plan(plan: Plan) -> bytes:
     }
     if plan.clip_norm:
         body["n"] = plan.clip_norm
+    if plan.mask is not None:
+        body["m"] = {"h": plan.mask.digest, "d": plan.mask.content}
     return pack(Kind.PLAN, body)
 
 
@@ -311,9 +317,10 @@ def unpack_plan(data: bytes) -> Plan:
     clip_norm = fields.number("n") if fields.has("n") else 0.0
     if not 0 <= clip_norm < math.inf:
         raise fields.wrong("n", f"{clip_norm} is no norm")
+    layout = _read_layout(fields)
     return Plan(
         epoch=fields.integer("e", 1),
-        layout=_read_layout(fields),
+        layout=layout,
         trainer=fields.text("t", 200),
         trainer_settings=tuple(settings),
         local_epochs=fields.integer("k", 1, 10_000),
@@ -324,7 +331,17 @@ def unpack_plan(data: bytes) -> Plan:
         wait_for_new_version=fields.flag("w"),
         resend_seconds=resend_seconds,
         clip_norm=clip_norm,
+        mask=_read_mask(fields, layout) if fields.has("m") else None,
     )
+
+
+def _read_mask(fields: Fields, layout: ParamLayout) -> EncodedMask:
+    """A mask that is still to be decoded, by who has room for a model of that layout."""
+    part = fields.sub("m")
+    mask = EncodedMask(digest=part.binary("h", DIGEST_BYTES), content=part.binary("d"))
+    if len(mask.content) > (most := max_content_bytes(layout)):
+        raise part.wrong("d", f"{len(mask.content)} bytes, at most {most} are needed")
+    return mask
 
 
 def _read_layout(fields: Fields) -> ParamLayout:

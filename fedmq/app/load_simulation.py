@@ -108,13 +108,17 @@ class LoadResult:
 
 
 def simulate_load(
-    scenario: Scenario, *, observe: Callable[[LoadSample], None] = lambda sample: None
+    scenario: Scenario,
+    *,
+    observe: Callable[[LoadSample], None] = lambda sample: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> LoadResult:
     """Play a scenario whose training is synthetic.
 
     Args:
         scenario: what to play.
-        observe: told of each sample; what it raises ends the simulation.
+        observe: told of each sample.
+        should_stop: asked all the time; ends the simulation before its end.
 
     Raises:
         FedmqError: a setting cannot be used.
@@ -129,7 +133,7 @@ def simulate_load(
         folder = Path(stack.enter_context(scratch_folder()))
         load = _Load(scenario, folder, observe)
         stack.callback(load.close)
-        load.run()
+        load.run(should_stop)
         return load.result(time.process_time() - began)
 
 
@@ -157,13 +161,13 @@ class _Load:
         self._published = 0
         self._crowd = Crowd(scenario, layout, self._agenda, self._aggregator)
 
-    def run(self) -> None:
+    def run(self, should_stop: Callable[[], bool]) -> None:
         """Until it is enough."""
         while not self._crowd.is_ready:
             self._agenda.step()
         agenda, crowd, stop = self._agenda, self._crowd, self._scenario.stop
         next_sample = self._scenario.synthetic.sample
-        while not self._is_enough():
+        while not self._is_enough() and not should_stop():
             due = min(agenda.next_time, crowd.next_time)
             while next_sample <= min(due, stop.seconds):
                 agenda.advance(next_sample)

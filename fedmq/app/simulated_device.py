@@ -6,6 +6,7 @@ only how long that takes.
 
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ import numpy as np
 from fedmq.edge_agent.agent import Agent
 from fedmq.edge_agent.outbox import Outbox
 from fedmq.edge_agent.settings import AgentSettings, OutboxSettings, TrainerSettings
-from fedmq.transport.base import Will
+from fedmq.transport.base import Traffic, Will
 from fedmq.transport.memory import MemoryBroker
 
 from .availability import periods
@@ -160,38 +161,34 @@ class SimulatedDevice:
         ).draw(self._durations)
         self._jitter = parse_distribution("jitter", kind.jitter)
         self._life: Life | None = None
-        self._sent = self._received = self._trained = self._lives = self._reimaged = 0
+        self._traffic = Traffic()  # of the lives that have ended
+        self._trained = self._lives = self._reimaged = 0
         self._present = self._training = 0.0
         self._await_next_period()
 
     @property
-    def uplink_bytes(self) -> int:
-        """What it sent until now."""
-        return self._sent + (self._life.transport.traffic.bytes_sent if self._life else 0)
-
-    @property
-    def downlink_bytes(self) -> int:
-        """What it received until now."""
-        return self._received + (self._life.transport.traffic.bytes_received if self._life else 0)
+    def traffic(self) -> Traffic:
+        """What its connections have carried until now."""
+        return self._traffic if self._life is None else _sum(self._traffic, self._life.transport.traffic)
 
     def close(self) -> ClientResult:
         """Switch it off, and tell what became of it."""
         if self._life is not None:
             self._end(self._life)
-        energy = self._kind.energy
+        energy, traffic = self._kind.energy, self._traffic
         return ClientResult(
             client=self._client,
             kind=self._kind.name,
             trained=self._trained,
             folded=self.folded,
             refused=self.refused,
-            uplink_bytes=self._sent,
-            downlink_bytes=self._received,
+            uplink_bytes=traffic.bytes_sent,
+            downlink_bytes=traffic.bytes_received,
             present_seconds=self._present,
             training_seconds=self._training,
             joules=energy.idle_watts * (self._present - self._training)
             + energy.train_watts * self._training
-            + energy.joules_per_byte * (self._sent + self._received),
+            + energy.joules_per_byte * (traffic.bytes_sent + traffic.bytes_received),
             lives=self._lives,
             reimaged=self._reimaged,
         )
@@ -226,10 +223,15 @@ class SimulatedDevice:
 
     def _end(self, life: Life) -> None:
         life.end()
-        traffic = life.transport.traffic
-        self._sent += traffic.bytes_sent
-        self._received += traffic.bytes_received
+        self._traffic = _sum(self._traffic, life.transport.traffic)
         self._present += self._agenda.now - life.began
         self._training += life.training_seconds
         self._trained += life.finished
         self._life = None
+
+
+def _sum(one: Traffic, other: Traffic) -> Traffic:
+    """What two lives of a device moved together."""
+    return Traffic(
+        **{entry.name: getattr(one, entry.name) + getattr(other, entry.name) for entry in fields(Traffic) if entry.name != "measured"}
+    )

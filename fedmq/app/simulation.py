@@ -20,11 +20,12 @@ from typing import Final
 
 from fedmq.edge_agent.trainer import Trainer, find_factory
 from fedmq.plan import Scalar
+from fedmq.transport.base import Traffic
 
 from .datasets import Dataset, load_dataset
 from .partition import dirichlet_partition
 from .resources import allow_open_files, one_blas_thread, scratch_folder
-from .runlog import AgentState, AggregatorState, Evaluation, Event, Fold, Refusal
+from .runlog import AgentState, AggregatorState, ClientTraffic, Evaluation, Event, Fold, Refusal
 from .scenario import Scenario
 from .shards import save_shards
 from .simulated_aggregator import News, SimulatedAggregator
@@ -45,13 +46,15 @@ def simulate(
     *,
     dataset: Dataset | None = None,
     observe: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> SimulationResult:
     """Play a scenario to its end.
 
     Args:
         scenario: what to play.
         dataset: the data; None loads what the scenario names.
-        observe: told of each event as it happens, with virtual seconds; what it raises ends the simulation.
+        observe: told of each event as it happens, with virtual seconds.
+        should_stop: asked all the time; ends the simulation before its end.
 
     Raises:
         FedmqError: a setting cannot be used, or data is missing.
@@ -64,7 +67,7 @@ def simulate(
         folder = Path(stack.enter_context(scratch_folder()))
         simulation = _Simulation(scenario, dataset, folder, observe)
         stack.callback(simulation.close)
-        simulation.run()
+        simulation.run(should_stop)
         return simulation.result(time.process_time() - began)
 
 
@@ -110,16 +113,19 @@ class _Simulation:
             for index, (name, kind) in enumerate(clients.items())
         }
 
-    def run(self) -> None:
+    def run(self, should_stop: Callable[[], bool]) -> None:
         """Until it is enough."""
-        stop = self._scenario.stop
-        while not self._is_enough() and self._agenda.step(stop.seconds):
+        until = self._scenario.stop.seconds
+        while not self._is_enough() and not should_stop() and self._agenda.step(until):
             pass
         if not self._evaluations or self._evaluations[-1].folded < self._folded:
             self._evaluate()
 
     def result(self, cpu_seconds: float) -> SimulationResult:
         """What it came to; the devices are switched off for it."""
+        clients = tuple(device.close() for device in self._devices.values())
+        for name, device in self._devices.items():
+            self._note_traffic(name, device.traffic)
         state = self._aggregator.engine.state
         return SimulationResult(
             scenario=self._scenario,
@@ -131,7 +137,7 @@ class _Simulation:
             updates=self._folded,
             staleness=dict(sorted(self._staleness.items())),
             refusals=dict(self._refusals.most_common()),
-            clients=tuple(device.close() for device in self._devices.values()),
+            clients=clients,
             cpu_seconds=cpu_seconds,
         )
 
@@ -161,14 +167,15 @@ class _Simulation:
     def _evaluate(self) -> None:
         model = self._aggregator.engine.model
         metrics = self._trainer.evaluate(model.vector)
+        traffic = [device.traffic for device in self._devices.values()]
         evaluation = Evaluation(
             t=self._agenda.now,
             version=model.version,
             accuracy=metrics["accuracy"],
             loss=metrics["loss"],
             folded=self._folded,
-            uplink_bytes=sum(device.uplink_bytes for device in self._devices.values()),
-            downlink_bytes=sum(device.downlink_bytes for device in self._devices.values()),
+            uplink_bytes=sum(moved.bytes_sent for moved in traffic),
+            downlink_bytes=sum(moved.bytes_received for moved in traffic),
         )
         self._evaluations.append(evaluation)
         target = self._scenario.stop.accuracy
@@ -184,6 +191,21 @@ class _Simulation:
                 self._devices[client].refused += 1
                 self._refusals[reason] += 1
         self._observe(event)
+
+    def _note_traffic(self, client: str, traffic: Traffic) -> None:
+        self._observe(
+            ClientTraffic(
+                t=self._agenda.now,
+                client=client,
+                sent=traffic.bytes_sent,
+                received=traffic.bytes_received,
+                payload_sent=traffic.payload_sent,
+                payload_received=traffic.payload_received,
+                topic_sent=traffic.topic_sent,
+                topic_received=traffic.topic_received,
+                measured=False,
+            )
+        )
 
     def _note_state(self, client: str, state: str) -> None:
         self._observe(AgentState(t=self._agenda.now, client=client, state=state))

@@ -88,7 +88,6 @@ def run_training(scenario: Scenario, folder: Path, console: Console) -> Report:
     """
     dataset = load_dataset(scenario.data.source, cache=scenario.data.cache)
     console.print(Text(dataset.describe()))
-    result, interrupted = None, False
     with (
         Interruption() as interruption,
         (folder / LOG_NAME).open("w", encoding="utf-8") as log,
@@ -96,15 +95,13 @@ def run_training(scenario: Scenario, folder: Path, console: Console) -> Report:
     ):
 
         def observe(event: Event) -> None:
-            interruption.check()
             values = {**asdict(event), "t": round(event.t, 4)}
             log.write(json.dumps({"kind": _KINDS[type(event)], **values}) + "\n")
             progress.show(event)
 
-        try:
-            result = simulate(scenario, dataset=dataset, observe=observe)
-        except KeyboardInterrupt:
-            interrupted = True
+        result = simulate(
+            scenario, dataset=dataset, observe=observe, should_stop=lambda: interruption.came
+        )
     facts = RunFacts(
         target=_target(scenario),
         dense_model_bytes=4 * result.layout.size if result else 0,

@@ -28,7 +28,7 @@ from fedmq.codecs.rans import SCALE, Coder
 
 CONTEXTS: Final = 16
 _FURTHEST: Final = 15  # offset
-_FEWEST: Final = 512  # codes for which a matrix's offsets are worth a try
+_FEWEST: Final = 8  # codes that share an offset that is worth a try
 _LINGER: Final = 0.6  # of a doubling: a smaller change of offset does not pay for the step
 
 Offsets: TypeAlias = NDArray[np.int8]
@@ -99,11 +99,11 @@ def find_activity(bins: Bins, sizes: Floats, geometry: Geometry) -> list[Activit
 
     Args:
         bins: of the codes, shape (geometry.length,).
-        sizes: about how large a code in each bin is, shape (128,); those of bins 0 and 1 are 0 and 1.
+        sizes: about how large a code in each bin is, shape (128,).
         geometry: of the vector.
     """
     counts = np.bincount(bins, minlength=BINS)
-    binary = not counts[2:].any()
+    binary = sizes[0] == 0 and not counts[2:].any()
     typical = _size(counts @ sizes, bins.shape[0], 0.5, binary)
     found = []
     for start, (rows, columns) in zip(geometry.starts, geometry.shapes, strict=False):
@@ -112,21 +112,15 @@ def find_activity(bins: Bins, sizes: Floats, geometry: Geometry) -> list[Activit
         mean = float(large.mean())
         ratio = _size(mean * matrix.size, matrix.size, 0.5, binary) / typical
         level = int(np.clip(8 + np.rint(np.log2(ratio)), 0, CONTEXTS - 1))
-        plain = Activity(level=level, rows=_NONE, columns=_NONE)
-        if matrix.size < _FEWEST or mean == 0:
-            found.append(plain)
-            continue
-        base = _size(mean * matrix.size, matrix.size, mean, binary)
-        by_row = _offsets(_size(large.sum(axis=1), columns, mean, binary) / base)
-        by_column = _offsets(_size(large.sum(axis=0), rows, mean, binary) / base)
-        choices = [
-            Activity(
-                level=level, rows=by_row if use_rows else _NONE, columns=by_column if use_columns else _NONE
-            )
-            for use_rows in ((False, True) if rows > 1 else (False,))
-            for use_columns in ((False, True) if columns > 1 else (False,))
-        ]
-        found.append(min(choices, key=lambda choice: _bits(choice, matrix)))
+        by_row, by_column = [_NONE], [_NONE]
+        if min(rows, columns) >= _FEWEST and mean > 0:
+            base = _size(mean * matrix.size, matrix.size, mean, binary)
+            by_row.append(_offsets(_size(large.sum(axis=1), columns, mean, binary) / base))
+            by_column.append(_offsets(_size(large.sum(axis=0), rows, mean, binary) / base))
+        choices = [Activity(level=level, rows=r, columns=c) for r in by_row for c in by_column]
+        found.append(
+            min(choices, key=lambda choice: _bits(choice, matrix)) if len(choices) > 1 else choices[0]
+        )
     return found
 
 

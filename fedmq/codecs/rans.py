@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.bits import Reader
+from fedmq.errors import WireError
 
 SCALE_BITS: Final = 12
 SCALE: Final = 1 << SCALE_BITS
@@ -161,7 +162,9 @@ class Decoder(Coder):
         start, size = (zero, SCALE - zero) if bit else (0, zero)
         self._state = size * (self._state >> SCALE_BITS) + slot - start
         if self._state < _LOW:
-            self._state = self._state << 16 | self._word(self._position)
+            if self._position >= len(self._words):
+                raise self._cut_off()
+            self._state = self._state << 16 | self._words[self._position]
             self._position += 1
         return bit
 
@@ -179,8 +182,8 @@ class Decoder(Coder):
                     state = state << 16 | words[position]
                     position += 1
                 found.append(symbol)
-        except IndexError:
-            self._word(position)
+        except IndexError as error:
+            raise self._cut_off() from error
         self._state, self._position = state, position
         return found
 
@@ -198,8 +201,8 @@ class Decoder(Coder):
                     state = state << 16 | words[position]
                     position += 1
                 found.append(digit)
-        except IndexError:
-            self._word(position)
+        except IndexError as error:
+            raise self._cut_off() from error
         self._state, self._position = state, position
         return found
 
@@ -209,10 +212,8 @@ class Decoder(Coder):
             raise self._reader.fail("a stream of symbols does not end where it began")
         self._reader.take(2 * self._position, "stream")
 
-    def _word(self, position: int) -> int:
-        if position >= len(self._words):
-            raise self._reader.fail("a stream of symbols is cut off")
-        return self._words[position]
+    def _cut_off(self) -> WireError:
+        return self._reader.fail("a stream of symbols is cut off")
 
 
 def encode_lanes(starts: NDArray[np.uint16], sizes: NDArray[np.uint16], lanes: int) -> bytes:

@@ -18,9 +18,10 @@ its range, and then its place in the sixteenth.
 
 `rice` is taken where it is not longer, so no payload is longer than one of its.
 
-Measured, see docs: 6.7 bits per position for updates of an MLP with 1 % kept, where `rice` takes 8.2 and C(n, k) says
-8.1; 1 % above that bound for positions kept at random. It is a symbol at a time in plain Python: about 3 ms for
-1,000 positions each way, ten times as long as `rice`.
+Measured for updates of the MLP 784-128-10 on Fashion-MNIST, 10 clients, top-1 % with error feedback: 7.0 bits per
+position where labels are spread as Dir(0.3), 6.6 at Dir(0.1); `rice` takes 8.2 and 8.3, and log2 C(101770, k) / k is
+8.1. Positions kept at random take 1 % more than that. A thousand of them take 7 ms to encode and 3.5 ms to decode, most
+of it one by one in plain Python; `rice` takes 0.1 ms.
 """
 
 import functools

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedmq.aggregator.audit import verify
 from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.service import PLAN_SECONDS, SESSION_EXPIRY, Service
 from fedmq.aggregator.settings import AggregatorSettings, StoreSettings
@@ -776,3 +777,42 @@ def test_the_model_before_stays_while_the_broker_takes_no_new_one(
     assert idle > 0
     assert 3 == world.model().version
     assert 1 == caplog.text.count("No model is published")
+
+
+def test_a_version_is_closed_at_its_deadline(world: World, update: Message) -> None:
+    """The clients that are missing are done without; the journal says so, and nobody is told of a receipt for it."""
+    service = world.start(fold=FoldSettings(buffer_size=3, staleness="constant", deadline=5.0))
+    world.send(update(seq=1, delta=np.ones(22, np.float32)))
+    world.turn(service)
+    before = service.engine.state.version
+    world.now += 4.9
+    world.turn(service)
+    waiting = service.engine.state.version
+    world.now += 0.2
+    world.turn(service)
+    records = list(service._store.journal())
+
+    assert 0 == before == waiting
+    assert 1 == service.engine.state.version
+    assert ["a", ""] == [entry.client for entry in records]
+    assert () == verify(service._store).damage
+    world.kill(service)
+    assert (
+        1
+        == world.start(
+            fold=FoldSettings(buffer_size=3, staleness="constant", deadline=5.0)
+        ).engine.state.version
+    )
+
+
+def test_a_restart_costs_the_edges_no_keyframe(world: World, update: Message) -> None:
+    """The head names the same frames as before."""
+    service = world.start()
+    world.send(update(seq=1, delta=np.ones(22, np.float32)))
+    world.turn(service)
+    before = wire.unpack_head(world.retained(TOPICS.model)[TOPICS.model])
+    world.kill(service)
+    world.start()
+    after = wire.unpack_head(world.retained(TOPICS.model)[TOPICS.model])
+
+    assert before == after

@@ -28,6 +28,10 @@ FOLDS = (
     FoldSettings(strategy="fedbuff", buffer_size=2, max_staleness=3),
     FoldSettings(strategy="fedavg", buffer_size=2, max_staleness=2),
     FoldSettings(strategy="fedasync", momentum=0.5, max_staleness=1),
+    FoldSettings(strategy="ca2fl", buffer_size=2, max_staleness=1, forget_versions=3, optimizer="yogi"),
+    FoldSettings(strategy="fedfa", window=3, max_staleness=2),
+    FoldSettings(strategy="fedasync", mixing=True, max_staleness=2, average=0.5),
+    FoldSettings(robust="median", buffer_size=3, clip_quantile=0.5, max_staleness=3),
 )
 parties = st.integers(0, DEVICES)  # the last one is the aggregator
 steps = st.integers(0, 25)
