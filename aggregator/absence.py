@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 #: Clients whose last version is remembered; beyond them the one that has been silent for longest counts as new.
 MAX_CLIENTS: Final = 65_536
@@ -46,16 +47,27 @@ class Absence:
             self._missed /= 2  # not in whole numbers: long absences are rare, and hardly two are equal
             self._visits /= 2
 
-    def cost(self, version: int, frames: Iterable[tuple[int, int]]) -> float:
-        """Expected bytes of frames that a visitor downloads.
+    def lacking(self) -> NDArray[np.float64]:
+        """The share of visitors that lack what was made 0, 1, … `MAX_VERSIONS` versions ago."""
+        longer = 1.0 - np.cumsum(self._missed) / self._visits  # of those who were here before
+        return self._newcomers + (1.0 - self._newcomers) * longer
+
+    def cost(self, version: int, frames: Iterable[tuple[int, int]], horizon: int = 1) -> float:
+        """Expected bytes of frames that a visitor downloads, on average over the next versions.
 
         Args:
             version: the newest.
             frames: version and bytes of each; a visitor has those that were there when it came last.
+            horizon: how many versions, the newest among them.
         """
-        longer = self._visits - np.cumsum(self._missed)  # visits that missed more than so many versions
-        total = 0.0
-        for made, size in frames:
-            lack = longer[min(version - made, MAX_VERSIONS)] / self._visits
-            total += size * (self._newcomers + (1 - self._newcomers) * float(lack))
-        return total
+        lacking = self.lacking()
+        sums = np.concatenate(([0.0], np.cumsum(lacking)))
+
+        def until(age: int) -> float:
+            beyond = max(0, age - MAX_VERSIONS - 1)
+            return float(sums[age - beyond] + beyond * lacking[-1])
+
+        return sum(
+            size * (until(version - made + horizon) - until(version - made)) / horizon
+            for made, size in frames
+        )

@@ -42,6 +42,7 @@ class Conditions:
         max_staleness: older updates are refused.
         contributors: clients that may not contribute again to this version (synchronous rule).
         max_payload: larger payloads, in bytes, are refused by a rule that keeps them; None when it does not.
+        masks: digests of the masks that an update may be encoded under; the empty one stands for none.
     """
 
     settings: AdmissionSettings
@@ -51,6 +52,7 @@ class Conditions:
     max_staleness: int
     contributors: frozenset[str] = frozenset()
     max_payload: int | None = None
+    masks: frozenset[bytes] = frozenset({b""})
 
 
 HeaderCheck = Callable[[ModelUpdate, Conditions], Refusal | None]
@@ -72,6 +74,15 @@ def _layout(update: ModelUpdate, conditions: Conditions) -> Refusal | None:
     ours = conditions.layout.fingerprint.hex()
     return Refusal(
         reason=Rejection.WRONG_LAYOUT, detail=f"layout {update.fingerprint.hex()}, the model's is {ours}"
+    )
+
+
+def _mask(update: ModelUpdate, conditions: Conditions) -> Refusal | None:
+    if update.mask in conditions.masks:
+        return None
+    return Refusal(
+        reason=Rejection.UNKNOWN_MASK,
+        detail=f"mask {update.mask.hex()}: pruning has gone on since, or elsewhere",
     )
 
 
@@ -136,7 +147,7 @@ def _norm(delta: DecodedVector, conditions: Conditions) -> Refusal | None:
 
 
 HEADER_CHECKS: Final[tuple[HeaderCheck, ...]] = (
-    _epoch, _layout, _future, _stale, _examples, _kept, _contributed
+    _epoch, _layout, _future, _stale, _mask, _examples, _kept, _contributed
 )  # fmt: skip
 CONTENT_CHECKS: Final[tuple[ContentCheck, ...]] = (_finite, _norm)
 

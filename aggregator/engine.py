@@ -9,16 +9,17 @@ same order and never judges again (law 2).
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedmq import encoding, wire
 from fedmq.codecs import Pipeline, pipeline_from_wire
 from fedmq.encoding import DecodedVector
 from fedmq.errors import StoreError, WireError
 from fedmq.layout import ParamLayout
+from fedmq.mask import Mask
 from fedmq.types import GlobalModel, ModelVersion, UpdateId
 
-from . import strategy
+from . import pruning, strategy
 from .admission import AdmissionSettings, ContentCheck
 from .deadline import NOBODY
 from .decision import Arrival, Decision, Record
@@ -84,12 +85,18 @@ class Engine:
     def rule(self, rule: Rule) -> None:
         self.state = strategy.adapt(self._rule, rule, self.state, self._decode_kept)
         self._rule = rule
+        pruning.prune(rule.pruning, self.layout, self.state)
 
     @property
     def model(self) -> GlobalModel:
         """The model that is served; its vector changes with the next commit."""
         version = ModelVersion(self.state.version)
         return GlobalModel(epoch=self.epoch, version=version, layout=self.layout, vector=self.state.served)
+
+    @property
+    def mask(self) -> Mask | None:
+        """What is pruned of the model; None for nothing."""
+        return pruning.present(self.state)
 
     def is_settled(self, update_id: UpdateId) -> bool:
         """Whether an update was folded or refused before."""
@@ -132,39 +139,52 @@ class Engine:
             return
         if record.id.client == NOBODY:
             self.state = strategy.close(self._rule, self.state, self._decode_kept)
-            return
-        delta, codec, payload = record.delta, "", b""
+        else:
+            self._fold(record)
+        if self.state.version > record.version:
+            pruning.prune(self._rule.pruning, self.layout, self.state)
+
+    def _fold(self, record: Record) -> None:
+        delta, codec, payload, mask = record.delta, "", b"", b""
         if delta is None or self._rule.keeps_updates:
             what = f"message of journal record {record.position}"
             try:
                 update = wire.unpack_update(record.message)
             except WireError as error:
                 raise _undecodable(what, error) from error
-            codec, payload = update.codec, update.payload
+            codec, payload, mask = update.codec, update.payload, update.mask
             if delta is None:
-                delta = self._decode(what, codec, payload)
+                delta = self._decode(what, codec, payload, mask)
         self.state = strategy.step(
             self._rule,
             self.state,
-            delta,
+            self._without_pruned(delta),
             client=record.id.client,
             num_examples=record.num_examples,
             staleness=record.staleness,
             outbox=record.id.epoch,
             codec=codec,
             payload=payload,
+            mask=mask,
             decode=self._decode_kept,
         )
         self.tally.folded += 1
 
     def _decode_kept(self, kept: Kept) -> DecodedVector:
-        return self._decode(f"kept update of {kept.client}", kept.codec, kept.payload)
+        what = f"kept update of {kept.client}"
+        return self._without_pruned(self._decode(what, kept.codec, kept.payload, kept.mask))
 
-    def _decode(self, what: str, codec: str, payload: bytes) -> DecodedVector:
+    def _decode(self, what: str, codec: str, payload: bytes, digest: bytes) -> DecodedVector:
         try:
-            return encoding.decode(self.layout, self.pipeline(codec), payload)
-        except WireError as error:
+            mask = pruning.find(self.state, digest)
+            return encoding.decode(self.layout, self.pipeline(codec), payload, mask)
+        except (WireError, LookupError) as error:
             raise _undecodable(what, error) from error
+
+    def _without_pruned(self, delta: DecodedVector) -> DecodedVector:
+        """Nothing is folded onto what is pruned, also when that was not yet so in the mask of the update."""
+        mask = self.mask
+        return delta if mask is None else replace(delta, trainable=mask.restrict(delta.trainable))
 
     def pipeline(self, text: str) -> Pipeline:
         """The parsed pipeline of a line of text.
@@ -180,7 +200,7 @@ class Engine:
         return found
 
 
-def _undecodable(what: str, error: WireError) -> StoreError:
+def _undecodable(what: str, error: Exception) -> StoreError:
     return StoreError(
         f"the {what} cannot be decoded any more ({error}): is a codec gone that was installed? Else the store is "
         "damaged; run fedmq verify"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.encoding import DecodedVector
+from fedmq.mask import Mask
 from fedmq.types import ParamVector
 
 from .optimizer import Moments
@@ -34,6 +35,7 @@ class Kept:
         payload: the encoded delta.
         scale: what it was multiplied with when it was folded.
         weight: its n_i.
+        mask: digest of the mask that it was encoded under; empty for none.
     """
 
     client: str
@@ -43,6 +45,7 @@ class Kept:
     payload: bytes = field(repr=False)
     scale: float
     weight: float
+    mask: bytes = b""
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +81,7 @@ class FoldState:
         total: the sum of the cache or the window, float64, shape (size,), or empty.
         mean: the cache's mean when the version began (CA2FL's h), float32, shape (size,), or empty.
         newcomers: the weight in the buffer of clients that were not in the cache.
+        masks: what is pruned, the present mask last, behind those that updates may still be under (`pruning`).
     """
 
     vector: ParamVector
@@ -99,6 +103,7 @@ class FoldState:
     total: DoubleVector
     mean: ParamVector
     newcomers: float = 0.0
+    masks: list[Mask] = field(default_factory=list)
 
     @property
     def momentum(self) -> ParamVector:

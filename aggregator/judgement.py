@@ -13,7 +13,7 @@ from fedmq.envelope import MAX_DETAIL
 from fedmq.errors import WireError
 from fedmq.types import ClientId, ModelUpdate, Refusal, Rejection, UpdateId
 
-from . import strategy
+from . import pruning, strategy
 from .admission import AdmissionSettings, Conditions, judge_content, judge_header
 from .deadline import NOBODY, closing
 from .decision import Arrival, Decision, Record
@@ -139,12 +139,14 @@ class Judgement:
             max_staleness=engine.rule.oldest_admitted,
             contributors=frozenset(self._contributors),
             max_payload=engine.rule.largest_kept,
+            masks=pruning.admitted(engine.rule.pruning, engine.layout, engine.state, self._version),
         )
         refusal = judge_header(update, conditions)
         if refusal is not None:
             return refusal, None
         try:
-            delta = encoding.decode(engine.layout, engine.pipeline(update.codec), update.payload)
+            mask = pruning.find(engine.state, update.mask)
+            delta = encoding.decode(engine.layout, engine.pipeline(update.codec), update.payload, mask)
         except WireError as error:
             return Refusal(reason=Rejection.BAD_PAYLOAD, detail=str(error)[:MAX_DETAIL]), None
         refusal = judge_content(delta, conditions)

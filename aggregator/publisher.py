@@ -7,16 +7,14 @@ nothing. Nothing drifts: every difference is taken from what the edges decode to
 out the next one holds. Both ends decode the same bytes to the same bits, and the head carries the digest of what
 they decode to (law 6).
 
-Which frame the next one stands on is a matter of bytes. On the topmost one it is small for those who are here often,
-and the stack grows for those who are not; on a lower one it is larger, those above it are dropped, and who was away
-for a thousand versions downloads one frame instead of many; a keyframe ends the stack. The publisher takes what
-costs least for the absences that it sees (`Absence`).
+Which frame the next one stands on is a matter of bytes, and of how long clients stay away (`stacking`). On the
+topmost one it is small for those who are here often, and the stack grows for those who are not; on a lower one it is
+larger, those above it are dropped, and who was away for a thousand versions downloads one frame instead of many; a
+keyframe ends the stack.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 import numpy as np
 
@@ -35,9 +33,7 @@ from fedmq.types import (
 )
 
 from .absence import Absence
-
-#: A frame in the place of several is smaller than those together; how much is learned, beginning with this.
-_MERGED: Final = 0.8
+from .stacking import Stacking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +120,9 @@ class Publisher:
         self._delta_pipeline = codec_setting("publish.delta_codec", settings.delta_codec)
         self._frames: tuple[PublishedFrame, ...] = ()
         self._decoded = np.zeros(0, np.float32)  # what the whole stack comes to
-        self._merged = _MERGED
+        self._stacking = Stacking(
+            self.absence, frame_versions=settings.frame_versions, max_frames=settings.max_frames
+        )
         # By id: the objects of the last head, and those of the one before that are not in it.
         self._live: dict[str, ObjectRef] = {}
         self._dying: dict[str, ObjectRef] = {}
@@ -189,47 +187,32 @@ class Publisher:
 
     def _cut(self, model: GlobalModel) -> None:
         """Begin a new stack with a keyframe."""
+        self._stacking.begin()
         payload, self._decoded = self._encode(model, self._keyframe_pipeline, None)
         self._frames = (self._frame(model, self._keyframe_pipeline, payload),)
 
     def _advance(self, model: GlobalModel) -> None:
         """Put a frame of this version where it costs least."""
-        frames, pipeline = self._frames, self._frame_pipeline
+        frames, pipeline, stacking = self._frames, self._frame_pipeline, self._stacking
         payload, decoded = self._encode(model, pipeline, self._decoded)
-        top = len(frames)
-        sizes = [frame.size for frame in frames]
-        # How large a frame on the first `kept` ones would be: known, for a keyframe, or learned.
-        merged = [sizes[0], *(self._merged * (sum(sizes[kept:]) + len(payload)) for kept in range(1, top))]
-        costs = [
-            self._cost(model, kept, math.ceil(size)) for kept, size in enumerate([*merged, len(payload)])
-        ]
-        kept = costs.index(min(costs))
-        if 0 < kept < top:
+        stack = [(frame.version, frame.size) for frame in frames]
+        # An edge refuses what is too much, and a difference behind the frames is at most as long as the keyframe.
+        most = encoding.max_model_bytes(model.layout) - frames[0].size
+        kept = stacking.place(model.version, stack, len(payload), most)
+        if 0 < kept < len(frames):
             error = _energy(model.vector - decoded)
             state = list(self._states(model, frames[:kept]))[-1]
             if error:  # else the codec loses nothing, and so must this frame
                 pipeline = _as_good(error, _energy(model.vector - state))
+            expected = stacking.expect(stack[kept:], len(payload))
             payload, decoded = self._encode(model, pipeline, state)
-            self._merged += 0.2 * (len(payload) / (merged[kept] / self._merged) - self._merged)
-        if kept == 0 or len(payload) >= sizes[0] or not self._has_room(model, kept, len(payload)):
+            stacking.learn(expected, len(payload))
+        total = sum(frame.size for frame in frames[:kept]) + len(payload)
+        if kept == 0 or len(payload) >= frames[0].size or total > most:
             self._cut(model)
             return
         self._frames = (*frames[:kept], self._frame(model, pipeline, payload))
         self._decoded = decoded
-
-    def _has_room(self, model: GlobalModel, kept: int, size: int) -> bool:
-        """Whether a frame of a size may stand on the first `kept` ones: an edge refuses what is too much."""
-        frames = self._frames
-        # a difference behind it is at most as long as the keyframe
-        total = sum(frame.size for frame in frames[:kept]) + size + frames[0].size
-        return kept < self._settings.max_frames and total <= encoding.max_model_bytes(model.layout)
-
-    def _cost(self, model: GlobalModel, kept: int, size: int) -> float:
-        """Expected bytes for a visitor when a frame of a size is put on the first `kept` ones."""
-        if kept and not self._has_room(model, kept, size):
-            return math.inf
-        stack = [(frame.version, frame.size) for frame in self._frames[:kept]]
-        return self.absence.cost(model.version, [*stack, (model.version, size)])
 
     def _encode(
         self, model: GlobalModel, pipeline: Pipeline, base: ParamVector | None

@@ -8,12 +8,13 @@ for the one before.
 import logging
 import secrets
 import time
+from dataclasses import replace
 
 from fedmq.errors import SettingError, StoreError
 from fedmq.modelfile import load_model
 from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES
 
-from . import strategy
+from . import pruning, strategy
 from .admission import AdmissionSettings
 from .engine import Engine
 from .ledger import DEFAULT_KEEP_EPOCHS, Ledger
@@ -34,7 +35,7 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
             store's.
         ModelFileError: the model file cannot be read.
     """
-    rule = make_rule(settings.fold)
+    rule = replace(make_rule(settings.fold), pruning=pruning.make_pruning(settings.prune))
     engine = restore(
         store,
         admission=settings.admission,
@@ -46,6 +47,7 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
         _save(settings, store, engine, keep=1)
         return engine
     _check_model(settings, engine)
+    pruning.check(rule.pruning, engine.layout)
     if settings.store.new_epoch:
         engine.epoch = _draw_epoch()
         log.warning("a new model epoch begins at version %d", engine.state.version)
@@ -98,6 +100,7 @@ def _begin(settings: AggregatorSettings, rule: Rule) -> Engine:
     if settings.model is None:
         raise SettingError("model", None, "a new store needs a safetensors file to start from: give --model")
     layout, vector = load_model(settings.model)
+    pruning.check(rule.pruning, layout)
     log.info("a new federation of %d parameters from %s", layout.size, settings.model)
     return Engine(
         epoch=_draw_epoch(),

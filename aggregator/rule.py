@@ -13,6 +13,7 @@ from fedmq.envelope import MAX_INTEGER
 
 from .compensation import Compensation, parse_compensation
 from .optimizer import SGD, Optimizer, parse_optimizer
+from .pruning import Pruning, parse_pruning
 from .robust import Robust, parse_robust
 from .schedule import CONSTANT, Schedule, parse_schedule
 from .staleness import StalenessWeight, parse_staleness
@@ -47,6 +48,7 @@ class Rule:
         forget_versions: versions of silence after which CA2FL forgets a client.
         cache_bytes: bound of the updates that are kept.
         deadline: seconds, or None.
+        pruning: the schedule by which the model becomes sparse, or None.
     """
 
     buffer_size: int
@@ -73,6 +75,7 @@ class Rule:
     forget_versions: int = 1000
     cache_bytes: int = 268_435_456
     deadline: float | None = None
+    pruning: Pruning | None = None
 
     @property
     def oldest_admitted(self) -> int:
@@ -119,4 +122,5 @@ _FORMULAS: Final = {
     "schedule": parse_schedule,
     "compensation": parse_compensation,
     "robust": parse_robust,
+    "pruning": parse_pruning,
 }

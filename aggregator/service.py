@@ -114,11 +114,9 @@ class Service:
         self._pace = Pace(settings.admission.max_rate)
         self._pending: deque[Delivery] = deque()
         self._outlet = Outlet(
-            self._transport,
-            self._topics,
-            self._publisher,
-            lambda key: self.engine.ledger.get(*key),
+            self._transport, self._topics, self._publisher, lambda key: self.engine.ledger.get(*key)
         )
+        self._planned_mask = self.engine.mask
         self._connected = self._plan_lost = False
         self._stopping = False
         self._published_at = self._stats_at = self._plan_at = -1e9
@@ -312,10 +310,11 @@ class Service:
             epoch=engine.epoch,
             layout=engine.layout,
             chunk_bytes=settings.publish.chunk_bytes,
+            mask=engine.mask,
         )
 
     def _queue_plan(self, now: float) -> None:
-        self._plan_lost, self._plan_at = False, now
+        self._plan_lost, self._plan_at, self._planned_mask = False, now, self.engine.mask
         self._outlet.queue(self._topics.plan, wire.pack_plan(self.plan))
 
     def _restore_plan(self, now: float) -> None:
@@ -329,6 +328,8 @@ class Service:
             return
         if now - self._published_at < self._settings.publish.min_interval:
             return
+        if self.engine.mask is not self._planned_mask:
+            self._queue_plan(now)
         self._queue_model(now)
         self._outlet.flush()
 

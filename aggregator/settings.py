@@ -8,6 +8,7 @@ from fedmq.settings import setting
 
 from .admission import AdmissionSettings
 from .ledger import DEFAULT_KEEP_EPOCHS
+from .pruning import PruneSettings
 from .publisher import PublishSettings
 from .strategy import FoldSettings
 from .tasks import TaskSettings
@@ -50,6 +51,7 @@ class AggregatorSettings:
     broker: ConnectionSettings = field(default_factory=ConnectionSettings)
     task: TaskSettings = field(default_factory=TaskSettings)
     fold: FoldSettings = field(default_factory=FoldSettings)
+    prune: PruneSettings = field(default_factory=PruneSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
     store: StoreSettings = field(default_factory=StoreSettings)

@@ -15,8 +15,9 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq.errors import LayoutError, SettingError, StoreError
+from fedmq.errors import LayoutError, SettingError, StoreError, WireError
 from fedmq.layout import ParamLayout
+from fedmq.mask import EncodedMask, Mask
 from fedmq.types import ParamVector
 
 from . import strategy
@@ -70,6 +71,7 @@ def _pack_fold(state: FoldState) -> dict[str, object]:
         "total": state.total.astype("<f8", copy=False).tobytes(),
         "mean": _bytes(state.mean),
         "newcomers": state.newcomers,
+        "masks": [[mask.digest, mask.encoded.content] for mask in state.masks],
     }
 
 
@@ -90,22 +92,25 @@ def unpack_state(
         rule = unpack_rule(fields["rule"])
         if fields["schema"] == _OLD_SCHEMA:
             fields = _pack_fold(strategy.init(rule, _vector(fields["vector"]))) | fields
+        layout = ParamLayout.from_rows(fields["layout"])
         return Engine(
             epoch=fields["epoch"],
-            layout=ParamLayout.from_rows(fields["layout"]),
+            layout=layout,
             rule=rule,
-            state=_unpack_fold(fields),
+            state=_unpack_fold(fields, layout),
             ledger=ledger,
             admission=admission,
             max_update_bytes=max_update_bytes,
             position=fields["position"],
             tally=Tally(folded=fields["folded"], refused=Counter(fields["refused"])),
         )
-    except (KeyError, TypeError, ValueError, LayoutError, SettingError, msgpack.UnpackException) as error:
+    except (
+        KeyError, TypeError, ValueError, LayoutError, SettingError, WireError, msgpack.UnpackException
+    ) as error:  # fmt: skip
         raise StoreError(f"the snapshot cannot be read ({error!r}): run fedmq verify") from error
 
 
-def _unpack_fold(fields: Mapping[str, Any]) -> FoldState:
+def _unpack_fold(fields: Mapping[str, Any], layout: ParamLayout) -> FoldState:
     cache = [_unpack_kept(row) for row in fields["cache"]]
     return FoldState(
         version=fields["version"],
@@ -131,6 +136,10 @@ def _unpack_fold(fields: Mapping[str, Any]) -> FoldState:
         total=np.frombuffer(fields["total"], "<f8").astype(np.float64),
         mean=_vector(fields["mean"]),
         newcomers=fields["newcomers"],
+        masks=[
+            Mask.decode(layout, EncodedMask(digest=digest, content=content))
+            for digest, content in fields["masks"]
+        ],
     )
 
 
@@ -143,11 +152,12 @@ def _pack_kept(update: Kept) -> list[object]:
         update.payload,
         update.scale,
         update.weight,
+        update.mask,
     ]
 
 
 def _unpack_kept(row: list[Any]) -> Kept:
-    client, outbox, version, codec, payload, scale, weight = row
+    client, outbox, version, codec, payload, scale, weight, mask = row
     return Kept(
         client=client,
         outbox=outbox,
@@ -156,6 +166,7 @@ def _unpack_kept(row: list[Any]) -> Kept:
         payload=payload,
         scale=scale,
         weight=weight,
+        mask=mask,
     )
 
 

@@ -86,6 +86,7 @@ def step(
     outbox: int = 0,
     codec: str = "",
     payload: bytes = b"",
+    mask: bytes = b"",
     decode: Decode = _cannot_decode,
 ) -> FoldState:
     """Fold one contribution; the version grows when it fills the buffer.
@@ -98,8 +99,9 @@ def step(
         num_examples: how many examples stand behind it.
         staleness: versions between its base and now, ≥ 0.
         outbox: the epoch of the client's outbox.
-        codec: the pipeline that encoded `delta`; for rules that keep updates, as are the following two.
+        codec: the pipeline that encoded `delta`; for rules that keep updates, as are the following three.
         payload: the encoded delta.
+        mask: digest of the mask that it was encoded under.
         decode: decodes what is kept.
     """
     if rule.compensation is not None:
@@ -116,6 +118,7 @@ def step(
         payload=payload,
         scale=scale,
         weight=weight,
+        mask=mask,
     )
     if not counts(rule, staleness):
         ca2fl.refresh(state, rule, update, delta, decode)

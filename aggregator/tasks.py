@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from fedmq.layout import ParamLayout
+from fedmq.mask import Mask
 from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES, Plan
 from fedmq.settings import Table, setting
 
@@ -16,7 +17,7 @@ class TaskSettings:
     trainer: str = setting("mlp", help="name of the trainer that devices look up among those they have")
     settings: Table = setting((), help="what the trainer is told, as name=value,…")
     local_epochs: int = setting(1, help="passes over the local data for each update", low=1, high=10_000)
-    codec: str = setting("topk(0.01) | ternary | rice", help="pipeline of updates")
+    codec: str = setting("topk(0.007) | ternary | rice", help="pipeline of updates")
     max_update_bytes: int = setting(
         DEFAULT_MAX_UPDATE_BYTES, help="largest update, all chunks together, in bytes", low=1024
     )
@@ -30,7 +31,15 @@ class TaskSettings:
     )
 
 
-def make_plan(task: TaskSettings, rule: Rule, *, epoch: int, layout: ParamLayout, chunk_bytes: int) -> Plan:
+def make_plan(
+    task: TaskSettings,
+    rule: Rule,
+    *,
+    epoch: int,
+    layout: ParamLayout,
+    chunk_bytes: int,
+    mask: Mask | None = None,
+) -> Plan:
     """The plan that is published.
 
     Args:
@@ -39,6 +48,7 @@ def make_plan(task: TaskSettings, rule: Rule, *, epoch: int, layout: ParamLayout
         epoch: the model epoch.
         layout: the model's.
         chunk_bytes: largest payload of one publish.
+        mask: what is pruned.
     """
     return Plan(
         epoch=epoch,
@@ -53,4 +63,5 @@ def make_plan(task: TaskSettings, rule: Rule, *, epoch: int, layout: ParamLayout
         wait_for_new_version=rule.synchronous,
         resend_seconds=task.resend_seconds,
         clip_norm=task.clip_norm,
+        mask=mask.encoded if mask is not None else None,
     )

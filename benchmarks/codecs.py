@@ -25,7 +25,7 @@ from fedmq.codecs import Geometry, IndexVector, find_codec, parse_pipeline
 from fedmq.types import ParamVector
 
 _SHARES: Final = (0.0025, 0.005, 0.01, 0.02, 0.04)
-_POSITIONS: Final = ("rice", "rows", "auto", "bitmap")
+_POSITIONS: Final = ("rice", "rows", "bitmap")
 _DENSE: Final = (
     *("float32", "float16", "int8", "qsgd(8)", "qsgd(4)", "qsgd(2)", "sign"),
     *("eden(4)", "eden(3)", "eden(2)", "eden(1)", "int8 | range", "qsgd(4) | range"),

@@ -13,6 +13,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from fedmq import __version__, wire
@@ -21,6 +22,7 @@ from fedmq.envelope import Kind
 from fedmq.errors import CodecError, FedmqError, StoreError, TransportError, WireError
 from fedmq.eventlog import EventLog
 from fedmq.layout import ParamLayout
+from fedmq.mask import Mask
 from fedmq.plan import Plan
 from fedmq.topics import Topics, check_name
 from fedmq.transport.base import (
@@ -50,6 +52,7 @@ from .trainer import (
     TrainResult,
     make_trainer,
     plain_metrics,
+    plan_mask,
 )
 from .training import Spawn, Training, in_a_thread
 from .update import put_update, settle
@@ -98,6 +101,7 @@ class Agent:
         # The plan that this device satisfies; the layout is of the newest one, satisfied or not.
         self._plan: Plan | None = None
         self._plan_message = b""
+        self._mask: Mask | None = None
         self._layout: ParamLayout | None = None
         self._trainer: Trainer | None = None
         self._model: GlobalModel | None = None
@@ -211,6 +215,10 @@ class Agent:
         if payload == self._plan_message:
             return
         plan = wire.unpack_plan(payload)
+        if plan.has_only_another_mask(self._plan):  # what was trained under the one before is still of use
+            self._mask = plan_mask(plan)
+            self._plan, self._plan_message = plan, payload
+            return
         self._layout, self._upload.chunk_bytes = plan.layout, plan.chunk_bytes
         self._see_plan(plan, usable=False)  # ends what goes on under the plan before
         self._plan, self._plan_message, self._download = None, b"", None
@@ -234,6 +242,7 @@ class Agent:
         pipeline_from_wire(plan.codec)
         own = self._settings.trainer
         self._trainer = make_trainer(plan, own.factory, own.settings, self._factory)
+        self._mask = plan_mask(plan)
         self._plan = plan
         self._download = Download(self.transport, self._topics, plan.layout, self._cache, self._on_model)
 
@@ -304,8 +313,10 @@ class Agent:
         if model is None or plan is None or trainer is None:
             return session.TrainingFailed()
         seed = zlib.crc32(f"{self._settings.trainer.seed}/{self._client}/{self._outbox.next_seq}".encode())
-        task = Task(local_epochs=plan.local_epochs, settings=dict(plan.trainer_settings), seed=seed)
-        self._training.start(model, trainer, task)
+        mask, settings = self._mask, dict(plan.trainer_settings)
+        task = Task(local_epochs=plan.local_epochs, settings=settings, seed=seed, mask=mask)
+        base = model if mask is None else replace(model, vector=mask.applied(model.vector))
+        self._training.start(base, trainer, task)
         return None
 
     def _take_result(self) -> None:
@@ -326,7 +337,7 @@ class Agent:
             self._do(session.TrainingFailed())
             return
         try:
-            seq = put_update(self._outbox, self._client, plan, model, result)
+            seq = put_update(self._outbox, self._client, plan, model, result, self._mask)
         except (CodecError, TrainerError) as error:
             log.error("the training's result cannot be used and is thrown away: %s", error)
             self._do(session.TrainingFailed())

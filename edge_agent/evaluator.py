@@ -13,6 +13,8 @@ from collections.abc import Callable
 from fedmq import wire
 from fedmq.errors import FedmqError, TransportError, WireError
 from fedmq.eventlog import EventLog
+from fedmq.mask import Mask
+from fedmq.plan import Plan
 from fedmq.topics import Topics, check_name
 from fedmq.transport.base import Connected, Delivery, Disconnected, SubscriptionRefused, Transport
 from fedmq.types import GlobalModel
@@ -20,7 +22,7 @@ from fedmq.types import GlobalModel
 from .download import Download
 from .frames import FrameCache
 from .settings import EvaluatorSettings
-from .trainer import Trainer, TrainerFactory, make_trainer, plain_metrics
+from .trainer import Trainer, TrainerFactory, make_trainer, plain_metrics, plan_mask
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class Evaluator:
         self._cache = FrameCache(settings.folder)
         self._download: Download | None = None
         self._trainer: Trainer | None = None
+        self._plan: Plan | None = None
+        self._mask: Mask | None = None
         self._plan_message = b""
         self._model: GlobalModel | None = None
         self._measured: tuple[int, int] | None = None
@@ -105,20 +109,25 @@ class Evaluator:
     def _adopt(self, payload: bytes) -> None:
         try:
             plan = wire.unpack_plan(payload)
+            if plan.has_only_another_mask(self._plan):
+                self._mask = plan_mask(plan)
+                self._plan, self._plan_message = plan, payload
+                return
         except WireError as error:
             log.warning("ignored a plan: %s", error)
             return
         if self._download is not None:
             self._download.stop()
-        self._download = self._model = None
+        self._plan = self._download = self._model = None
         self._plan_message = b""
         own = self._settings.trainer
         try:
             trainer = make_trainer(plan, own.factory, own.settings, self._factory)
+            self._mask = plan_mask(plan)
         except FedmqError as error:
             log.error("this evaluator cannot satisfy the plan: %s", error)
             return
-        self._trainer, self._plan_message = trainer, payload
+        self._trainer, self._plan, self._plan_message = trainer, plan, payload
         self._download = Download(self.transport, self._topics, plan.layout, self._cache, self._keep)
         self._download.start()
 
@@ -131,8 +140,9 @@ class Evaluator:
         self._measured, self._measured_at = (model.epoch, model.version), self._clock()
         if self._trainer is None:
             return
+        vector = model.vector if self._mask is None else self._mask.applied(model.vector)
         try:
-            metrics = plain_metrics(self._trainer.evaluate(model.vector))
+            metrics = plain_metrics(self._trainer.evaluate(vector))
         except Exception:
             log.exception("version %d could not be evaluated", model.version)
             return

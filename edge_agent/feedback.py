@@ -13,6 +13,9 @@ leave no residual.
 A plan may have the delta clipped to a norm. That is done before the residual is added: it bounds what one piece of
 training may want, and what was clipped is given up on purpose, it does not return through the residual. Clipping the
 sum instead would hold back what earlier updates still owe, and then that debt grows with every update.
+
+A plan may have coordinates pruned. They are in no update, and what the residual still holds there is dropped on
+purpose, too: such a weight is zero for good, so nobody will ever want it. The equations above hold for all others.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from fedmq import encoding
 from fedmq.codecs import Pipeline
 from fedmq.errors import CodecError
 from fedmq.layout import ParamLayout
+from fedmq.mask import Mask
 from fedmq.types import ParamVector
 
 
@@ -45,6 +49,7 @@ def encode_with_feedback(
     delta: ParamVector,
     residual: ParamVector | None,
     clip_norm: float = 0.0,
+    mask: Mask | None = None,
 ) -> Encoded:
     """Encode `delta + residual` and keep what the codec drops.
 
@@ -54,6 +59,7 @@ def encode_with_feedback(
         delta: `local − base`, float32, shape (layout.size,).
         residual: what stayed behind before, shape (layout.trainable_size,); None for nothing.
         clip_norm: a trainable delta with a larger Euclidean norm is shortened to it; 0 for none.
+        mask: what is pruned, and so neither sent nor kept.
 
     Raises:
         CodecError: the delta is not finite: training diverged.
@@ -62,20 +68,30 @@ def encode_with_feedback(
         raise CodecError("a buffer's delta is not finite: check the training, the learning rate first")
     wanted = delta.copy()
     head = wanted[: layout.trainable_size]
+    if mask is not None:
+        mask.clear(head)
     if clip_norm:
         norm = float(np.linalg.norm(head.astype(np.float64)))
         if norm > clip_norm:
             head *= np.float32(clip_norm / norm)
     if residual is not None:
         head += residual
-    payload = encoding.encode(layout, pipeline, wanted)
-    sent = encoding.decode(layout, pipeline, payload).trainable
+        if mask is not None:
+            mask.clear(head)
+    payload = encoding.encode(layout, pipeline, wanted, mask)
+    sent = encoding.decode(layout, pipeline, payload, mask).trainable
     kept = head.copy()
     sent.add_to(kept, -1.0)
     return Encoded(payload=payload, residual=kept)
 
 
-def give_back(layout: ParamLayout, pipeline: Pipeline, payload: bytes, residual: ParamVector) -> ParamVector:
+def give_back(
+    layout: ParamLayout,
+    pipeline: Pipeline,
+    payload: bytes,
+    residual: ParamVector,
+    mask: Mask | None = None,
+) -> ParamVector:
     """The residual after an update was refused: what it sent returns.
 
     Args:
@@ -83,10 +99,11 @@ def give_back(layout: ParamLayout, pipeline: Pipeline, payload: bytes, residual:
         pipeline: that encoded the update.
         payload: the update's.
         residual: as it is, shape (layout.trainable_size,).
+        mask: that the update was encoded under.
 
     Raises:
         WireError: the payload is damaged.
     """
     returned = residual.copy()
-    encoding.decode(layout, pipeline, payload).trainable.add_to(returned)
+    encoding.decode(layout, pipeline, payload, mask).trainable.add_to(returned)
     return returned

@@ -82,6 +82,8 @@ class MlpTrainer:
                     b2 -= rate * error.sum(axis=0)
                     w1 -= rate * (back.T @ x)
                     b1 -= rate * back.sum(axis=0)
+                    if task.mask is not None:
+                        task.mask.clear(vector)
                     steps += 1
                     loss += step_loss
         return TrainResult(

@@ -13,6 +13,9 @@ The bounds, and what happens at each:
 
 No clock expires an update here, and not its age in versions either: what was ever sent may have been folded, with only
 the receipt lost, and to give it back would count it twice. Only a receipt tells (docs/decisions/0013).
+
+With an update that was encoded under a mask its mask is kept, once for all updates under it and as long as there is
+one: without it a refused one could not be decoded again, once the plan has another.
 """
 
 import secrets
@@ -24,6 +27,7 @@ import numpy as np
 
 from fedmq.database import Database
 from fedmq.errors import StoreError
+from fedmq.mask import EncodedMask
 from fedmq.types import ParamVector
 from fedmq.wire import MAX_RECEIPT_ENTRIES
 
@@ -33,6 +37,9 @@ _APPLICATION_ID: Final = 0x464D514F  # "FMQO"
 #: An update leaves its model's residual, 100 pages for 407 KB, and so is worked in at once: written twice, once for
 #: each training. Small models share a round.
 _LOG_PAGES: Final = 32
+
+#: Keys of the state: a mask's content, and the number of the newest update under it.
+_MASK, _MASK_USE = "mask ", "newest under mask "
 
 _TABLES: Final = """
 CREATE TABLE outbox (seq INTEGER PRIMARY KEY, message BLOB NOT NULL, created REAL NOT NULL);
@@ -86,6 +93,9 @@ class Outbox:
                 self._next = self._number("next")
                 rows = self._db.execute("SELECT seq, length(message) FROM outbox ORDER BY seq")
                 self._sizes: dict[int, int] = dict(rows.fetchall())
+                rows = self._db.execute("SELECT key, value FROM state WHERE key LIKE ?", (_MASK_USE + "%",))
+                # By its digest in hexadecimal digits: the newest update under a mask.
+                self._mask_uses = {key.removeprefix(_MASK_USE): value for key, value in rows.fetchall()}
         except BaseException:
             self.close()  # lets another attempt have the file
             raise
@@ -120,7 +130,15 @@ class Outbox:
     def __contains__(self, seq: int) -> bool:
         return seq in self._sizes
 
-    def put(self, message: bytes, *, residual: ParamVector, fingerprint: bytes, created: float) -> int:
+    def put(
+        self,
+        message: bytes,
+        *,
+        residual: ParamVector,
+        fingerprint: bytes,
+        created: float,
+        mask: EncodedMask | None = None,
+    ) -> int:
         """Keep one update and what it leaves behind.
 
         Args:
@@ -128,6 +146,7 @@ class Outbox:
             residual: float32, replaces the one before.
             fingerprint: of the layout that the residual belongs to.
             created: wall time in seconds since 1970, for people.
+            mask: that it was encoded under.
 
         Returns:
             Its number.
@@ -136,12 +155,26 @@ class Outbox:
             StoreError: the disk is full, or nearly, or fails; nothing has changed.
         """
         seq = self._next
+        uses = {digest: last for digest, last in self._mask_uses.items() if last >= self.floor}
+        content = b""
+        if mask is not None:
+            uses[mask.digest.hex()] = seq
+            content = mask.content if mask.digest.hex() not in self._mask_uses else b""
         with self._file.explained("write"):
-            self._file.check_room(len(message) + residual.nbytes, replaces=self._residual_bytes())
+            adds = len(message) + residual.nbytes + len(content)
+            self._file.check_room(adds, replaces=self._residual_bytes())
         with self._file.explained("write"), self._file.transaction():
             self._db.execute("INSERT INTO outbox VALUES (?, ?, ?)", (seq, message, created))
             self._set("next", seq + 1)
             self._set_residual(residual, fingerprint)
+            if mask is not None:
+                self._set(_MASK_USE + mask.digest.hex(), seq)
+            if mask is not None and content:
+                self._set(_MASK + mask.digest.hex(), content)
+            for digest in self._mask_uses.keys() - uses.keys():
+                keys = _MASK + digest, _MASK_USE + digest
+                self._db.execute("DELETE FROM state WHERE key IN (?, ?)", keys)
+        self._mask_uses = uses
         self._next = seq + 1
         self._sizes[seq] = len(message)
         return seq
@@ -189,6 +222,14 @@ class Outbox:
         if row is None or owner[0] != fingerprint:
             return None
         return np.frombuffer(row[0], "<f4").astype(np.float32)
+
+    def mask(self, digest: bytes) -> bytes | None:
+        """The content of a mask that an update in here was encoded under; None when it is not kept."""
+        with self._file.explained("read"):
+            row = self._db.execute(
+                "SELECT value FROM state WHERE key = ?", (_MASK + digest.hex(),)
+            ).fetchone()
+        return bytes(row[0]) if row else None
 
     def close(self) -> None:
         """Close the file and let others have it. Idempotent."""

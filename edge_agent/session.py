@@ -65,8 +65,10 @@ TRANSITIONS: Final[Mapping[tuple[State, Signal], State]] = {
 
 #: A retained receipt gets this long, after a connect, to make sending again unnecessary.
 RECEIPT_GRACE: Final = 1.0
-#: A pull that has brought nothing for this long is begun anew.
+#: A pull that has brought nothing for this long is begun anew; the next one may take twice as long, so that a link on
+#: which one chunk takes minutes gets it in the end.
 PULL_SECONDS: Final = 30.0
+MAX_PULL_SECONDS: Final = 3840.0
 REST_SECONDS: Final = 5.0
 MAX_REST_SECONDS: Final = 600.0
 #: A plan's `resend_seconds` is taken within these bounds, whatever a peer wrote there.
@@ -217,6 +219,7 @@ class EdgeSession:
         self._model: tuple[int, int] | None = None
         self._uploading: int | None = None
         self._timer = 0.0
+        self._pull_seconds = PULL_SECONDS
         self._failures = 0
         self.listening = False  # whether the model is subscribed to
 
@@ -251,8 +254,9 @@ class EdgeSession:
                 self._see_aggregator(online, boot, now)
             case PieceSeen():
                 if self.state is State.PULLING:
-                    self._timer = now + PULL_SECONDS
+                    self._timer = now + self._pull_seconds
             case ModelSeen(epoch=epoch, version=version):
+                self._pull_seconds = PULL_SECONDS
                 if self.listening:  # what was still on its way when the pull ended is not what we train on
                     self._model = epoch, version
                     known = self._once_per_version and self._model == self._trained_on
@@ -296,7 +300,8 @@ class EdgeSession:
         elif self.state is State.IDLE or (self.state is State.UPLOADING and self._is_uploaded):
             effects += self._move(Signal.READY, now)
         elif self.state is State.PULLING and now >= self._timer:
-            self._timer = now + PULL_SECONDS
+            self._pull_seconds = min(2 * self._pull_seconds, MAX_PULL_SECONDS)
+            self._timer = now + self._pull_seconds
             effects += [StopPulling(), Pull()]
         elif self.state is State.WAITING and not self.listening:
             effects += self._move(Signal.READY, now)
@@ -334,7 +339,7 @@ class EdgeSession:
             effects.append(StopPulling())
         match after:
             case State.PULLING:
-                self._timer = now + PULL_SECONDS
+                self._timer = now + self._pull_seconds
                 self.listening = True
                 effects.append(Pull())
             case State.TRAINING:

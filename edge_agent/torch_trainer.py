@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedmq.errors import SettingError
 from fedmq.layout import ParamLayout, Segment, SegmentKind
+from fedmq.mask import Mask
 from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
@@ -129,6 +130,7 @@ class TorchTrainer:
         self._write(base)
         self._model.train()
         optimizer = self._make_optimizer(self._model.parameters(), task.settings)
+        pruned = self._pruned(task.mask)
         steps, total, examples = 0, 0.0, 0
         for _ in range(task.local_epochs):
             examples = 0
@@ -139,6 +141,8 @@ class TorchTrainer:
                 loss = self._loss(self._model(inputs), targets)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 optimizer.step()
+                for parameter, places in pruned:
+                    parameter.data.masked_fill_(places, 0)
                 steps += 1
                 total += float(loss.detach())
                 examples += len(targets)
@@ -168,6 +172,20 @@ class TorchTrainer:
             return {"examples": 0.0}
         metrics = {"loss": total / examples, "examples": float(examples)}
         return {"accuracy": right / labels, **metrics} if labelled else metrics
+
+    def _pruned(self, mask: Mask | None) -> list[tuple[Tensor, Tensor]]:
+        """The parameters of which something is pruned, each with its pruned places, bool and of its shape."""
+        if mask is None:
+            return []
+        parts = [
+            (
+                self._tensors[segment.name],
+                mask.pruned[self.layout.slices[segment.name]].reshape(segment.shape),
+            )
+            for segment in self.layout.shared
+            if segment.kind is SegmentKind.TRAINABLE
+        ]
+        return [(p, torch.from_numpy(part.copy()).to(p.device)) for p, part in parts if part.any()]
 
     def _read(self) -> ParamVector:
         return self.layout.pack(

@@ -11,6 +11,7 @@ import numpy as np
 from fedmq.envelope import MAX_INTEGER
 from fedmq.errors import FedmqError, LocalError, SettingError
 from fedmq.layout import ParamLayout
+from fedmq.mask import Mask
 from fedmq.plan import Plan, Scalar
 from fedmq.settings import Table
 from fedmq.types import ParamVector
@@ -38,11 +39,14 @@ class Task:
         local_epochs: passes over the local data.
         settings: what the plan tells the trainer, for instance `learning_rate`, `batch_size`.
         seed: for shuffling; differs between pieces of work and between clients.
+        mask: what is pruned: zero in the base, and to be kept at zero at every step; None for nothing. What a trainer
+            makes of these coordinates nevertheless is left out of its update.
     """
 
     local_epochs: int
     settings: Mapping[str, Scalar]
     seed: int
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -180,6 +184,15 @@ def _checked(name: str, factory: object) -> TrainerFactory:
     if not callable(factory):
         raise SettingError("trainer.factory", name, "it is not callable")
     return factory
+
+
+def plan_mask(plan: Plan) -> Mask | None:
+    """What a plan prunes; to be asked only when its layout is that of a model on this device.
+
+    Raises:
+        WireError: its mask is none for this layout.
+    """
+    return Mask.decode(plan.layout, plan.mask) if plan.mask is not None else None
 
 
 def make_trainer(plan: Plan, chosen: str, settings: Table, factory: TrainerFactory | None = None) -> Trainer:

@@ -1,9 +1,9 @@
 """Updates: from what a trainer brought back to an envelope in the outbox, and back when it is refused. No network here.
 
 Law 8, and who decides what: a refused update's mass returns to the residual and goes out with a later one. It is
-dropped, and the log says so, when the residual is of another model by now, when the update can no longer be decoded,
-and when the refusal says that training had diverged: then the residual goes, too, because what stayed behind is as
-wrong as what was sent, and every later update would be refused for it.
+dropped, and the log says so, when the residual is of another model by now, when the update can no longer be decoded
+(its codec or its mask is gone), and when the refusal says that training had diverged: then the residual goes, too,
+because what stayed behind is as wrong as what was sent, and every later update would be refused for it.
 """
 
 import logging
@@ -17,6 +17,7 @@ from fedmq import wire
 from fedmq.codecs import parse_pipeline, pipeline_from_wire
 from fedmq.errors import CodecError, WireError
 from fedmq.layout import ParamLayout
+from fedmq.mask import EncodedMask, Mask
 from fedmq.plan import Plan
 from fedmq.types import ClientId, GlobalModel, ModelUpdate, Receipt, Refusal, Rejection, UpdateId
 
@@ -29,7 +30,14 @@ log = logging.getLogger(__name__)
 _DIVERGED: Final = frozenset({Rejection.NORM, Rejection.NOT_FINITE})
 
 
-def put_update(outbox: Outbox, client: ClientId, plan: Plan, base: GlobalModel, result: TrainResult) -> int:
+def put_update(
+    outbox: Outbox,
+    client: ClientId,
+    plan: Plan,
+    base: GlobalModel,
+    result: TrainResult,
+    mask: Mask | None = None,
+) -> int:
     """Encode what was learned and keep it, with what the codec dropped.
 
     Args:
@@ -38,6 +46,7 @@ def put_update(outbox: Outbox, client: ClientId, plan: Plan, base: GlobalModel, 
         plan: says with which codec.
         base: the model it was trained from, of the plan's layout.
         result: what the trainer brought back.
+        mask: the plan's, decoded. It may prune more than the one that was trained under.
 
     Returns:
         The update's number.
@@ -60,6 +69,7 @@ def put_update(outbox: Outbox, client: ClientId, plan: Plan, base: GlobalModel, 
             delta,
             outbox.residual(layout.fingerprint),
             plan.clip_norm,
+            mask,
         )
     message = wire.pack_update(
         ModelUpdate(
@@ -73,13 +83,20 @@ def put_update(outbox: Outbox, client: ClientId, plan: Plan, base: GlobalModel, 
             codec=plan.codec,
             payload=encoded.payload,
             metrics=tuple((name, float(value)) for name, value in result.metrics.items()),
+            mask=mask.digest if mask is not None else b"",
         )
     )
     if len(message) > plan.max_update_bytes:
         raise CodecError(
             f"codec {plan.codec} makes an update of {len(message)} bytes, the plan allows {plan.max_update_bytes}"
         )
-    return outbox.put(message, residual=encoded.residual, fingerprint=layout.fingerprint, created=time.time())
+    return outbox.put(
+        message,
+        residual=encoded.residual,
+        fingerprint=layout.fingerprint,
+        created=time.time(),
+        mask=mask.encoded if mask is not None else None,
+    )
 
 
 def settle(outbox: Outbox, receipt: Receipt, layout: ParamLayout) -> Iterator[tuple[int, Refusal | None]]:
@@ -140,7 +157,8 @@ def take_back(outbox: Outbox, seq: int, refusal: Refusal, layout: ParamLayout) -
             outbox.forget(seq)
             log.warning("update %d was refused, and dropped: it is of another model. %s", seq, refusal)
             return
-        returned = give_back(layout, pipeline_from_wire(update.codec), update.payload, residual)
+        mask = _mask_of(update, outbox, layout)
+        returned = give_back(layout, pipeline_from_wire(update.codec), update.payload, residual, mask)
     except WireError as error:
         outbox.forget(seq)
         log.error("update %d was refused, and dropped: it cannot be decoded (%s). %s", seq, error, refusal)
@@ -151,6 +169,15 @@ def take_back(outbox: Outbox, seq: int, refusal: Refusal, layout: ParamLayout) -
     outbox.give_up(seq, residual=returned, fingerprint=update.fingerprint)
     where = "it and the residual are dropped" if diverged else "its content returns to the residual"
     log.warning("update %d was refused, %s: %s", seq, where, refusal)
+
+
+def _mask_of(update: ModelUpdate, outbox: Outbox, layout: ParamLayout) -> Mask | None:
+    if not update.mask:
+        return None
+    content = outbox.mask(update.mask)
+    if content is None:
+        raise WireError("update", f"its mask {update.mask.hex()} is not kept any more")
+    return Mask.decode(layout, EncodedMask(digest=update.mask, content=content))
 
 
 def _drop_damaged(outbox: Outbox) -> Iterator[tuple[int, Refusal | None]]:

@@ -64,9 +64,7 @@ class DecodedVector:
         return self.trainable.is_finite() and bool(np.isfinite(self.buffers).all())
 
 
-def encode(
-    layout: ParamLayout, pipeline: Pipeline, vector: ParamVector, mask: Mask | None = None
-) -> bytes:
+def encode(layout: ParamLayout, pipeline: Pipeline, vector: ParamVector, mask: Mask | None = None) -> bytes:
     """Encode a vector of shape (layout.size,); what a mask prunes of it is not looked at.
 
     Raises:
@@ -99,7 +97,7 @@ def decode(
 
 
 def max_payload_bytes(layout: ParamLayout, pipeline: Pipeline) -> int:
-    """No valid payload is longer, whatever the mask."""
+    """No valid payload of a whole vector is longer."""
     return pipeline.max_payload_bytes(layout.geometry) + layout.buffer_size * _FLOAT.itemsize
 
 

@@ -129,7 +129,7 @@ class Mask:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """What codecs may know of the kept coordinates: how many each tensor has. Rows are lost, they are ragged now."""
+        """What codecs may know of the kept coordinates: how many each tensor has, not of which rows."""
         ends = np.searchsorted(self.kept, self.whole.starts)
         return Geometry.of((int(count),) for count in np.diff(ends))
 

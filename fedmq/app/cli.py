@@ -4,6 +4,7 @@ So a small device that runs `fedmq agent` loads neither the aggregator nor the d
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -62,6 +63,8 @@ def main() -> None:
     """The console script: errors that are ours to explain end in one line and status 2."""
     # A trainer of the user's own lies in the folder where the command is given; last, so that it hides nothing.
     sys.path.append("")
+    # A device trains on one core beside its other work; numpy's own threads cost several times the processor time.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         fedmq(standalone_mode=False)
     except FedmqError as error:

@@ -39,7 +39,6 @@ EXAMPLES: Final = {
     "rows": "topk(0.01) | ternary | rows",
     "bitmap": "topk(0.25) | int8 | bitmap",
     "u32": "topk(0.01) | float32 | u32",
-    "auto": "topk(0.01) | ternary | auto",
     "range": "topk(0.01) | ternary | rows | range",
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.aggregator.strategy import STRATEGIES
+from fedmq.aggregator.tasks import TaskSettings
 from fedmq.edge_agent.trainer import find_factory
 from fedmq.layout import ParamLayout
 from fedmq.modelfile import save_model
@@ -25,6 +26,10 @@ from .toml import Value, write_toml
 
 #: Spread of the agents' pauses: the slowest of ten is some five times slower than the middle one.
 _PAUSE_SIGMA: Final = 0.9
+#: FedBuff's K as a share of the agents, and its η: what reached the target with the fewest bytes in `benchmarks.bytes`
+#: (docs/decisions/0015).
+_BUFFERED: Final = 0.3
+_SERVER_RATE: Final = 1.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +52,12 @@ class CohortSettings:
     )
     strategy: str = setting("fedbuff", help="how the aggregator folds", choices=STRATEGIES)
     buffer_size: int | None = setting(
-        None, help="updates in each version (K); the strategy's own if not given", low=1
+        None,
+        help="updates in each version (K); fedbuff's is three for every ten agents if not given, others have their own",
+        low=1,
     )
     staleness: str | None = setting(None, help="weight of late updates, for instance polynomial(0.5)")
-    codec: str = setting("topk(0.01) | ternary | rice", help="pipeline of updates")
+    codec: str = setting(TaskSettings().codec, help="pipeline of updates")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +178,9 @@ def _aggregator(
     size = settings.buffer_size
     if size is None and settings.strategy == "fedavg":
         size = settings.agents
+    if size is None and settings.strategy == "fedbuff":
+        size = max(1, round(_BUFFERED * settings.agents))
+        fold["learning_rate"] = _SERVER_RATE
     if size is not None:
         fold["buffer_size"] = size
     if settings.staleness is not None:

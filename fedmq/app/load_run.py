@@ -2,7 +2,7 @@
 
 import json
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -12,29 +12,26 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from .interruption import Interruption
 from .load_simulation import LoadResult, LoadSample, simulate_load
 from .scenario import Scenario
 
 _KILOBYTE: Final = 1024  # getrusage counts in these
 
 
-def run_load(scenario: Scenario, folder: Path, console: Console) -> None:
+def run_load(scenario: Scenario, folder: Path, console: Console, should_stop: Callable[[], bool]) -> None:
     """Play a scenario whose training is synthetic; `samples.jsonl` and `load.json` are written into the folder.
 
     Raises:
         FedmqError: the scenario cannot be used.
-        KeyboardInterrupt: Ctrl-C; the samples until then are written.
     """
     console.print(Text(f"{scenario.data.clients:,} devices, {scenario.synthetic.parameters:,} parameters"))
-    with Interruption() as interruption, (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
 
         def observe(sample: LoadSample) -> None:
-            interruption.check()
             file.write(json.dumps(asdict(sample)) + "\n")
             console.print(Text(_line(sample)), soft_wrap=True)
 
-        result = simulate_load(scenario, observe=observe)
+        result = simulate_load(scenario, observe=observe, should_stop=should_stop)
     (folder / "load.json").write_text(json.dumps(_summary(result), indent=2) + "\n", encoding="utf-8")
     console.print(load_table(result))
 

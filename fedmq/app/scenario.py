@@ -120,7 +120,12 @@ class EvaluationSettings:
     """How the model is measured: the aggregator's own, on all test data."""
 
     every: int = setting(10, help="updates folded between evaluations", low=1)
-    target: float | None = setting(None, help="accuracy to reach, for the report", low=0, high=1)
+    target: float | None = setting(
+        None,
+        help="accuracy whose price the report tells; stop.accuracy, or else 0.78, if not given",
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +236,11 @@ def _flatten(
     for key, value in tree.items():
         path = table + key
         if path in known:
-            yield path, value
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            yield (
+                path,
+                str(value) if is_number and known[path].kind is str else value,
+            )  # a constant distribution
         elif isinstance(value, dict) and any(name.startswith(path + ".") for name in known):
             yield from _flatten(value, path + ".", known, extra)
         else:

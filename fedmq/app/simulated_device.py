@@ -233,5 +233,9 @@ class SimulatedDevice:
 def _sum(one: Traffic, other: Traffic) -> Traffic:
     """What two lives of a device moved together."""
     return Traffic(
-        **{entry.name: getattr(one, entry.name) + getattr(other, entry.name) for entry in fields(Traffic) if entry.name != "measured"}
+        **{
+            entry.name: getattr(one, entry.name) + getattr(other, entry.name)
+            for entry in fields(Traffic)
+            if entry.name != "measured"
+        }
     )

@@ -7,7 +7,7 @@ became of each device) and `model.safetensors`. Times are virtual seconds throug
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,17 +19,19 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fedmq.errors import FedmqError
 from fedmq.modelfile import save_model
 
 from .datasets import load_dataset
 from .interruption import Interruption
 from .load_run import run_load
-from .report import Report, RunFacts, Setting, build_report, summary_table, write_report
+from .report import RunFacts, Setting, build_report, summary_table, write_report
 from .run_folder import new_run_folder, point_latest
 from .runlog import (
     LOG_NAME,
     AgentState,
     AggregatorState,
+    ClientTraffic,
     Evaluation,
     Event,
     Fold,
@@ -50,6 +52,7 @@ _KINDS: Final[Mapping[type[Event], str]] = {
     Publish: "publish",
     AgentState: "agent",
     AggregatorState: "aggregator",
+    ClientTraffic: "traffic",
 }
 
 
@@ -71,71 +74,70 @@ def run_scenario(path: Path, runs: Path, console: Console, *, seed: int | None =
         scenario = replace(scenario, seed=seed)
     folder = new_run_folder(runs)
     shutil.copy(path, folder / "scenario.toml")
-    if scenario.training == "synthetic":
-        run_load(scenario, folder, console)
-    else:
-        run_training(scenario, folder, console)
-    point_latest(folder)
-    console.print(Text(f"Report: {folder}"), soft_wrap=True)
+    with Interruption() as interruption:
+        play = run_load if scenario.training == "synthetic" else run_training
+        try:
+            play(scenario, folder, console, lambda: _has_come(interruption))
+        except FedmqError:
+            shutil.rmtree(folder)
+            raise
+        point_latest(folder)
+        console.print(Text(f"Report: {folder}"), soft_wrap=True)
+        interruption.check()
 
 
-def run_training(scenario: Scenario, folder: Path, console: Console) -> Report:
+def run_training(scenario: Scenario, folder: Path, console: Console, should_stop: Callable[[], bool]) -> None:
     """Play a scenario in which something is learned, and write the report into its folder.
 
     Raises:
         FedmqError: the scenario cannot be used, or data is missing.
-        KeyboardInterrupt: Ctrl-C; the report is written of what there was.
     """
     dataset = load_dataset(scenario.data.source, cache=scenario.data.cache)
     console.print(Text(dataset.describe()))
-    with (
-        Interruption() as interruption,
-        (folder / LOG_NAME).open("w", encoding="utf-8") as log,
-        Progress(console, scenario) as progress,
-    ):
+    with (folder / LOG_NAME).open("w", encoding="utf-8") as log, Progress(console, scenario) as progress:
 
         def observe(event: Event) -> None:
             values = {**asdict(event), "t": round(event.t, 4)}
             log.write(json.dumps({"kind": _KINDS[type(event)], **values}) + "\n")
             progress.show(event)
 
-        result = simulate(
-            scenario, dataset=dataset, observe=observe, should_stop=lambda: interruption.came
-        )
-    facts = RunFacts(
-        target=_target(scenario),
-        dense_model_bytes=4 * result.layout.size if result else 0,
-        agents=scenario.data.clients,
-        broker="simulated",
-        settings=dict(_settings(scenario)),
-        seed=scenario.seed,
-        data=dataset.description,
+        result = simulate(scenario, dataset=dataset, observe=observe, should_stop=should_stop)
+    report = build_report(
+        folder,
+        RunFacts(
+            target=_target(scenario),
+            dense_model_bytes=4 * result.layout.size,
+            agents=scenario.data.clients,
+            broker="simulated",
+            settings=dict(_settings(scenario)),
+            seed=scenario.seed,
+            data=dataset.description,
+        ),
     )
-    report = build_report(folder, facts)
     write_report(folder, report)
-    console.print(summary_table(report))
-    if result is not None:
-        _keep(folder, result)
-        console.print(kinds_table(result))
-        console.print(
-            Text(f"{result.seconds:,.0f} virtual seconds took {result.cpu_seconds:,.1f} s of processor")
-        )
-    if interrupted:
-        raise KeyboardInterrupt
-    return report
-
-
-def _target(scenario: Scenario) -> float:
-    chosen = (scenario.evaluation.target, scenario.stop.accuracy, _TARGET)
-    return next(value for value in chosen if value is not None)
-
-
-def _keep(folder: Path, result: SimulationResult) -> None:
     save_model(
         folder / "model.safetensors", result.layout, result.vector, {"fedmq.version": str(result.versions)}
     )
     lines = "".join(json.dumps(asdict(client)) + "\n" for client in result.clients)
     (folder / "clients.jsonl").write_text(lines, encoding="utf-8")
+    console.print(summary_table(report))
+    console.print(kinds_table(result))
+    console.print(
+        Text(f"{result.seconds:,.0f} virtual seconds took {result.cpu_seconds:,.1f} s of processor")
+    )
+
+
+def _has_come(interruption: Interruption) -> bool:
+    try:
+        interruption.check()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _target(scenario: Scenario) -> float:
+    chosen = (scenario.evaluation.target, scenario.stop.accuracy, _TARGET)
+    return next(value for value in chosen if value is not None)
 
 
 def _settings(scenario: Scenario) -> Iterator[tuple[str, Setting]]:

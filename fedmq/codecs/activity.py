@@ -125,8 +125,8 @@ def find_activity(bins: Bins, sizes: Floats, geometry: Geometry) -> list[Activit
 
 
 def _size(sums: Any, count: int, mean: float, binary: bool) -> Any:
-    """Return the mean size of codes, or the odds of 1 if they are bits, as if there were one more code."""
-    return (sums + mean) / (count - sums + 1 - mean if binary else count + 1)
+    """Return the mean size of codes, or the odds of 1 if they are bits, with one more code that is like the others."""
+    return (sums + 0.5) / (count - sums + 0.5) if binary else (sums + mean) / (count + 1)
 
 
 def _offsets(ratios: Floats) -> Offsets:

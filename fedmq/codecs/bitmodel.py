@@ -88,6 +88,6 @@ def _code_bit(coder: Coder, counts: list[int], bit: int) -> int:
     zeros, ones = counts
     bit = coder.bit((zeros << SCALE_BITS) // (zeros + ones), bit)
     counts[bit] += _SEEN
-    if zeros + ones > _SEEN * 255:
-        counts[:] = (zeros + 1) // 2, (ones + 1) // 2
+    if counts[0] + counts[1] > _SEEN * 255:
+        counts[:] = counts[0] + 1 >> 1, counts[1] + 1 >> 1
     return bit

@@ -127,8 +127,8 @@ class CountTree:
     """
 
     def __init__(self, geometry: Geometry, turned: Flags) -> None:
-        self._starts = np.array(geometry.starts)
-        self._rows, self._columns = np.array(geometry.shapes).T
+        self._starts = np.array(geometry.starts, np.int64)
+        self._rows, self._columns = np.array(geometry.shapes, np.int64).T
         self._turned = turned
         self._widths = np.where(turned, self._rows, self._columns)
 
@@ -145,7 +145,7 @@ class CountTree:
         Raises:
             ValueError: `split` told what cannot be.
         """
-        whole = (np.zeros(1, np.int64), self._starts[-1:], np.array([count]), np.zeros(1, bool))
+        whole = (np.zeros(1, np.int64), self._starts[-1:], np.array([count], np.int64), np.zeros(1, bool))
         nodes, ends = Nodes.counting(*whole), []
         while True:
             several = nodes.counts > 1

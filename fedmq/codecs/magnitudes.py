@@ -91,7 +91,7 @@ def put_together(parts: Parts, bits: int, reading: Reading) -> Codes:
     """
     codes = magnitudes = layout(bits, reading)[0][parts.bins] + parts.lows
     half = 1 << bits - 1
-    limits = np.full(magnitudes.shape, half)
+    limits = np.full(magnitudes.shape, half, np.int64)
     match reading:
         case Reading.PLAIN:
             limits += half
@@ -127,7 +127,7 @@ def has_sign(bins: NDArray[np.uint8], reading: Reading) -> Flags:
 @functools.cache
 def layout(bits: int, reading: Reading) -> tuple[Integers, Widths]:
     """Return each bin's first magnitude and how many low bits it has, shape (128,) each."""
-    bins = np.arange(BINS)
+    bins = np.arange(BINS, dtype=np.int64)
     if reading is Reading.SIGN:
         widths = np.full(BINS, max(0, bits - 1 - _TOP_BITS), np.uint8)
         return bins << widths, widths

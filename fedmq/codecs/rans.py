@@ -1,7 +1,7 @@
 """Asymmetric numeral systems: symbols as bytes at the entropy of a model that both ends share.
 
 What lives here: one integer that grows by log2(1 / probability) bits with each symbol, alone and in lanes. What must
-not: any model of what is coded; models are lists of whole numbers that come from `contexts`, `counttree` and others.
+not: any model of what is coded, of which it sees nothing but weights, as whole numbers.
 
 **Theory.** rANS: Duda 2013 (arXiv 1311.2540); renormalised in words and interleaved after Giesen 2014 (arXiv
 1402.3392). A symbol owns the slots [start, start + size) of 4096. The state x, within [2**16, 2**32), takes a symbol
@@ -16,12 +16,12 @@ there, and cut or altered bytes are refused nearly always.
 
     stream = x (high word, low word), then the words to read in, in the order of decoding; all words little-endian
 
-One state decodes a symbol in about half a microsecond of plain Python. Where there are tens of thousands of symbols,
-they take turns in many states (`Lanes`): a step of numpy for all lanes costs as much as forty symbols of one state.
+One state decodes a symbol in a quarter to half a microsecond of plain Python. Where there are tens of thousands of
+symbols, they can take turns in many states, the *lanes*: a step of numpy for all lanes costs as much as fifty symbols.
 
-**Why our own.** Integers only, so every machine decodes the same bits; nothing to compile. The package constriction
-(0.5.0, Bamler 2022, arXiv 2201.01741) codes a symbol in some nanoseconds, but the index has no wheel of it for a
-Raspberry Pi (aarch64, armv7l), where it would need a Rust compiler, and its models compute in floating point.
+**Why our own.** Integers only, so every machine decodes the same bits, and nothing to compile. The package
+constriction (0.5.0; Bamler 2022, arXiv 2201.01741) takes nanoseconds for a symbol and 1 MB of memory, but we found no
+wheel of it for a Raspberry Pi (aarch64, armv7l), where it needs a Rust compiler.
 """
 
 import copy
@@ -43,8 +43,8 @@ SCALE_BITS: Final = 12
 SCALE: Final = 1 << SCALE_BITS
 """How many slots the symbols of a table share."""
 
-MAX_DIGIT: Final = 1024
-"""The largest base of a digit: four slots for each value, so the uneven ones cost nothing to speak of."""
+DIGIT_BITS: Final = 10
+"""Of the largest base of a digit, 1024: four slots for each value, so that uneven ones cost nothing to speak of."""
 
 Table: TypeAlias = tuple[int, ...]
 """Where each symbol's slots begin, and at the end 4096. Every symbol that may occur has at least one."""

@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Final
 
 from fedmq.codecs.adaptive import Budget, Threshold
-from fedmq.codecs.auto import Auto
 from fedmq.codecs.base import (
     Codec,
     EntropyCoder,
@@ -58,7 +57,6 @@ BUILT_IN: Final[Mapping[str, type[Codec]]] = MappingProxyType(
         "bitmap": Bitmap,
         "u32": U32,
         "rows": Rows,
-        "auto": Auto,
         "range": Range,
     }
 )

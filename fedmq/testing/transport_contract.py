@@ -459,3 +459,39 @@ class TransportContract:
             after.packets_received - before.packets_received,
         ) == (4, 1)
         assert reader.transport.traffic.bytes_received > 1000
+
+    def test_traffic_tells_payloads_and_topics_from_the_rest(self, net: Net) -> None:
+        """Of what was published, and of what came; the rest is the protocol's own."""
+        reader, writer = Tap(net, "reader"), Tap(net, "writer")
+        reader.subscribe("a/topic")
+        writer.connected()
+        before, read_before = writer.transport.traffic, reader.transport.traffic
+        writer.transport.publish("a/topic", bytes(1000))
+        wait(lambda: bool(reader.deliveries) and bool(writer.of(PublishAccepted)), reader, writer)
+        after, read_after = writer.transport.traffic, reader.transport.traffic
+
+        assert (after.payload_sent - before.payload_sent, after.topic_sent - before.topic_sent) == (1000, 7)
+        assert (
+            read_after.payload_received - read_before.payload_received,
+            read_after.topic_received - read_before.topic_received,
+        ) == (1000, 7)
+        assert after.payload_received == before.payload_received
+
+    def test_a_session_that_ends_with_its_connection_gets_everything_through_all_the_same(
+        self, net: Net
+    ) -> None:
+        """What was on its way when the line broke goes out on the next one, however its topic was spelled before."""
+        reader, writer = Tap(net, "reader"), Tap(net, "writer", clean_start=True)
+        reader.subscribe("some/topic")
+        writer.connected()
+        for number in range(60):
+            writer.transport.publish("some/topic", b"%d" % number)
+            if number % 20 == 10:
+                net.cut("writer")
+        wait(
+            lambda: len(writer.of(PublishAccepted)) == 60 and len(set(reader.payloads)) == 60, reader, writer
+        )
+
+        assert {d.topic for d in reader.deliveries} == {"some/topic"}
+        assert {b"%d" % number for number in range(60)} == set(reader.payloads)
+        assert writer.of(PublishRefused) == []

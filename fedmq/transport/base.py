@@ -218,7 +218,7 @@ class Transport(Protocol):
     def wake(self) -> None:
         """Make a waiting `poll` return None, now or when it comes to wait again.
 
-        With `traffic` the one thing that other threads may call.
+        This and `traffic` are all that other threads may call.
         """
 
     def close(self) -> None:

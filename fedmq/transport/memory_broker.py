@@ -223,9 +223,8 @@ class MemoryBroker:
         session = self._sessions[client_id]
         session.filters[topic_filter] = None
         self._subscriptions.add(topic_filter, client_id)
-        for message in list(self._retained.values()):
-            if matches(topic_filter, message.topic):
-                self._queue(session, replace(message))
+        for message in self._retained_on(topic_filter):
+            self._queue(session, replace(message))
         return None
 
     def unsubscribe(self, client_id: str, topic_filter: str) -> None:
@@ -242,6 +241,11 @@ class MemoryBroker:
         return True
 
     # How it works.
+
+    def _retained_on(self, topic_filter: str) -> list[_Message]:
+        if "+" not in topic_filter and "#" not in topic_filter:  # one topic: most filters, and many topics
+            return [self._retained[topic_filter]] if topic_filter in self._retained else []
+        return [message for message in self._retained.values() if matches(topic_filter, message.topic)]
 
     def _alive(self, client_id: str) -> _Session | None:
         session = self._sessions.get(client_id)

@@ -1,7 +1,7 @@
 """Counts what one client's connections carry.
 
-What lives here: `Meter`, which a transport over sockets tells of its connections and packets, and which any thread may
-ask. What must not: encoding and decoding.
+What lives here: `Meter`, which a transport over sockets tells of its connections and packets. What must not: encoding
+and decoding.
 
 The bytes are the kernel's count (`tcp_info`), read when somebody asks and once more when a connection closes, so they
 cost one system call a question and nothing a packet. Where the kernel does not count, they are the sizes of the
@@ -18,10 +18,13 @@ from fedmq.transport.base import Traffic
 
 
 class Meter:
-    """The sum over all connections of one client."""
+    """The sum over all connections of one client.
+
+    One thread tells it of them, any thread may ask.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # whoever asks must not see a connection twice, or not at all; counts may be late
         # Its bytes are those of former connections, and of packets whose connection nobody measures.
         self._total = Traffic(measured=True)
         self._sock: socket.socket | None = None
@@ -78,25 +81,23 @@ class Meter:
             payload: how many of them are a publish's payload.
             topic: and its topic.
         """
-        with self._lock:
-            self._total.packets_sent += 1
-            self._total.payload_sent += payload
-            self._total.topic_sent += topic
-            if self._sock is not None:
-                self._packets_sent += size
-            elif self._by_packets:
-                self._total.bytes_sent += size
+        self._total.packets_sent += 1
+        self._total.payload_sent += payload
+        self._total.topic_sent += topic
+        if self._sock is not None:
+            self._packets_sent += size
+        elif self._by_packets:
+            self._total.bytes_sent += size
 
     def received(self, size: int, *, payload: int = 0, topic: int = 0) -> None:
         """A packet was taken; see `sent`."""
-        with self._lock:
-            self._total.packets_received += 1
-            self._total.payload_received += payload
-            self._total.topic_received += topic
-            if self._sock is not None:
-                self._packets_received += size
-            elif self._by_packets:
-                self._total.bytes_received += size
+        self._total.packets_received += 1
+        self._total.payload_received += payload
+        self._total.topic_received += topic
+        if self._sock is not None:
+            self._packets_received += size
+        elif self._by_packets:
+            self._total.bytes_received += size
 
     def _add(self, traffic: Traffic, reading: tcp_info.Carried | None) -> None:
         """Add the connection's bytes."""

@@ -170,6 +170,10 @@ def test_every_rejection_can_be_reached_from_the_wire(
         R.TOO_LARGE: ([message(seq=2, payload=bytes(5000))], "bytes, at most 2000 are allowed"),
         R.WRONG_EPOCH: ([message(seq=2, model_epoch=1)], "trained in model epoch 1, this is e90c"),
         R.WRONG_LAYOUT: ([message(seq=2, fingerprint=bytes(8))], "layout 0000000000000000, the model's is"),
+        R.UNKNOWN_MASK: (
+            [wire.pack_update(replace(wire.unpack_update(message(seq=2, base=3)), mask=bytes(8)))],
+            "mask 0000000000000000: pruning",
+        ),
         R.FUTURE_VERSION: ([message(seq=2, base=9)], "trained from version 9, the model is at 3"),
         R.STALE: ([message(seq=2, base=0)], "3 versions old, at most 2 are allowed"),
         R.SAMPLE_COUNT: ([message(seq=2, base=3, examples=99)], "99 examples, 1 to 50 are allowed"),

@@ -100,7 +100,9 @@ def test_nobody_waits_for_stragglers_unless_told_to(blobs: Dataset) -> None:
         (StopSettings(seconds=4.5), lambda result: result.seconds <= 4.5 and result.updates == 20),
     ],
 )
-def test_it_stops_when_it_is_told_to(blobs: Dataset, stop: StopSettings, reached: Callable[[SimulationResult], bool]) -> None:
+def test_it_stops_when_it_is_told_to(
+    blobs: Dataset, stop: StopSettings, reached: Callable[[SimulationResult], bool]
+) -> None:
     """With an evaluation of the model as it is then."""
     result, _ = play(blobs, replace(BASE, stop=stop))
 

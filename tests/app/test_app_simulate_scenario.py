@@ -1,6 +1,11 @@
-"""Scenarios: what may stand in one, and what is said about what may not."""
+"""Scenarios: what may stand in one, what is said about what may not, and their page in the documentation.
+
+Run as a script it writes the page's tables anew: `python tests/app/test_app_simulate_scenario.py`.
+"""
 
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +15,20 @@ from hypothesis import strategies as st
 
 from fedmq.app.availability import periods, window
 from fedmq.app.distribution import parse_distribution
-from fedmq.app.scenario import AvailabilitySettings, DataSettings, DeviceClass, Scenario, load_scenario
+from fedmq.app.scenario import (
+    AvailabilitySettings,
+    DataSettings,
+    DeviceClass,
+    Scenario,
+    Tables,
+    load_scenario,
+)
 from fedmq.errors import SettingError
+from fedmq.settings import Leaf, leaves
 
 DAY = 86_400.0
+PAGE = Path(__file__).parents[2] / "docs" / "simulation.md"
+AGGREGATORS = ("task", "fold", "admission", "publish", "store")
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "scenarios").glob("*.toml"))
 
 
@@ -52,6 +67,7 @@ def test_every_table_of_a_file_is_read(tmp_path: Path) -> None:
         up = 1000
         [[devices]]
         name = "b"
+        epoch_seconds = 0.25
         [devices.availability]
         stays = "exponential(60)"
         [devices.energy]
@@ -68,6 +84,7 @@ def test_every_table_of_a_file_is_read(tmp_path: Path) -> None:
     )
     assert 100 == scenario.stop.updates
     assert ["a", "b"] == [kind.name for kind in scenario.devices]
+    assert ["lognormal(3, 0.5)", "0.25"] == [kind.epoch_seconds for kind in scenario.devices]
     assert 1000.0 == scenario.devices[0].link.up
     assert "exponential(60)" == scenario.devices[1].availability.stays
     assert 3.0 == scenario.devices[1].energy.train_watts
@@ -207,3 +224,39 @@ def test_periods_follow_one_another(seed: int, hours: float) -> None:
 def test_who_is_always_there_comes_once() -> None:
     """Without a window and without `stays` a device never goes."""
     assert [(0.0, math.inf)] == list(periods(AvailabilitySettings(), np.random.default_rng(0)))
+
+
+def rows(name: str) -> Iterator[str]:
+    """The lines of one of the page's tables."""
+    yield from ("| setting | default | allowed | meaning |", "|---|---|---|---|")
+    for leaf in leaves({"scenario": Tables, "devices": DeviceClass}[name]):
+        if leaf.path.partition(".")[0] not in AGGREGATORS:
+            yield _row(leaf)
+
+
+def _row(leaf: Leaf) -> str:
+    default = "" if leaf.default is None else f"`{leaf.default}`"
+    return f"| `{leaf.path}` | {default} | {leaf.allowed} | {leaf.help} |"
+
+
+def place(name: str) -> re.Pattern[str]:
+    """Where the page has a table: between two comments."""
+    return re.compile(rf"(<!-- settings: {name} -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
+
+
+def page_with_tables() -> str:
+    """The page as it must be."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name in ("scenario", "devices"):
+        table = "\n".join([*rows(name), ""])
+        page = place(name).sub(lambda found, table=table: found[1] + table + found[2], page)
+    return page
+
+
+def test_the_page_lists_every_setting() -> None:
+    """With its default and what is allowed, as they are declared."""
+    assert page_with_tables() == PAGE.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with_tables(), encoding="utf-8")

@@ -23,7 +23,6 @@ from fedmq.codecs import (
     parse_pipeline,
 )
 from fedmq.codecs.adaptive import Budget, Threshold
-from fedmq.codecs.auto import Auto
 from fedmq.codecs.deadzone import Deadzone
 from fedmq.codecs.entropy import Range
 from fedmq.codecs.lowrank import LowRank
@@ -66,7 +65,6 @@ CODECS: list[Codec] = [
     Bitmap(),
     U32(),
     Rows(),
-    Auto(),
     Range(),
 ]
 
@@ -99,7 +97,6 @@ PIPELINES = [
     "randomk(1.0) | float32",
     *("deadzone(0.95)", "deadzone(0.5, 0.5) | range", "topk(0.6) | deadzone(0.95) | rice"),
     *("topk(0.05) | float32 | rows", "topk(0.6) | ternary | rows", "topk(1.0) | sign | rows"),
-    *("topk(0.05) | ternary | auto", "topk(0.6) | int8 | auto", "topk(1.0) | ternary | auto"),
     *(f"{q} | range" for q in ("float32", "float16", "int8", "sign(3)", "eden(3)", "deadzone(0.95)")),
     *("topk(0.6) | ternary | rows | range", "topk(0.6) | int8(7) | rice | range"),
     *("randomk(0.3) | qsgd(4) | range", "lowrank(1) | int8(7) | range"),

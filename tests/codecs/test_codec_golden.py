@@ -42,6 +42,13 @@ GOLDEN = {
     "eden-3": ("eden(3)", "526415a92f2e280f2fa86932e851ae74"),
     "eden-4": ("eden(4)", "aca1eceec3bd4d03f4a5f29c1474dc33"),
     "lowrank-2-float16": ("lowrank(2) | float16", "585d5bc5fd3cf6f1f14482ca8b780786"),
+    "topk-0.1-ternary-rows": ("topk(0.1) | ternary | rows", "c400b875f23c30d339e2790de9f256c3"),
+    "topk-0.5-float16-rows": ("topk(0.5) | float16 | rows", "abb24ddd67c40c5f658531ccd5909988"),
+    "topk-0.9-float16-rows": ("topk(0.9) | float16 | rows", "fb9cc84528d698a8d694b344cef6e3d0"),
+    "deadzone-0.9": ("deadzone(0.9)", "ffa6570f06fe335ae18caa09b1cb1c70"),
+    "deadzone-0.9-range": ("deadzone(0.9) | range", "ffa6570f06fe335ae18caa09b1cb1c70"),
+    "deadzone-0.9999-0.5-range": ("deadzone(0.9999, 0.5) | range", "e4d9d084f6252995b1e353b1b0680493"),
+    "float16-range": ("float16 | range", "ee590062c1597ec1a9218e72ca2ae0f6"),
 }
 
 

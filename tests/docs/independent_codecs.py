@@ -14,6 +14,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Final
 
+from independent_streams import decode_range, decode_tree, need
+
 SMALLEST_NORMAL: Final[float] = 2.0**-126
 LARGEST_FLOAT: Final[float] = struct.unpack(">f", bytes.fromhex("7f7fffff"))[0]
 LARGEST_SCALE: Final[dict[int, float]] = {
@@ -32,16 +34,6 @@ CENTROIDS: Final = {
 Vector = list[float]
 Values = dict[int, float]
 Shapes = list[tuple[int, int]]
-
-
-class InvalidError(Exception):
-    """What came is not what the page allows."""
-
-
-def need(condition: bool, what: str) -> None:
-    """Refuse unless."""
-    if not condition:
-        raise InvalidError(what)
 
 
 def f32(number: float) -> float:
@@ -79,6 +71,7 @@ class Pipeline:
     sparsifier: Stage
     quantiser: Stage
     positions: Stage
+    entropy: Stage
 
 
 KINDS: Final[dict[str, dict[str, tuple[float | None, ...]]]] = {
@@ -93,8 +86,10 @@ KINDS: Final[dict[str, dict[str, tuple[float | None, ...]]]] = {
         "sign": (1024,),
         "qsgd": (None, 512),
         "eden": (None, 0),
+        "deadzone": (None, 0),
     },
-    "positions": {"rice": (), "bitmap": (), "u32": ()},
+    "positions": {"rice": (), "bitmap": (), "u32": (), "rows": ()},
+    "entropy": {"range": ()},
 }
 SHAPES: Final = (
     ["quantiser"],
@@ -117,14 +112,17 @@ def parse(text: str) -> Pipeline:
         arguments = [*given, *KINDS[kind][name][len(given) :]]
         need(len(arguments) == len(KINDS[kind][name]) and None not in arguments, f"arguments of {name}")
         found[kind] = Stage(name, tuple(float(argument) for argument in arguments if argument is not None))
-    need(list(found) in SHAPES and len(found) == text.count("|") + 1, "shape of the pipeline")
-    need(len(found) > 1 or "ternary" not in text, "ternary needs positions")
+    shape = [kind for kind in found if kind != "entropy"]
+    need(shape in SHAPES and len(found) == text.count("|") + 1, "shape of the pipeline")
+    need(list(found) == shape or list(found) == [*shape, "entropy"], "the entropy coder comes last")
+    need(len(shape) > 1 or "ternary" not in text, "ternary needs positions")
     none = Stage()
     return Pipeline(
         transform=found.get("transform", none),
         sparsifier=found.get("sparsifier", found.get("seeded", none)),
         quantiser=found["quantiser"],
         positions=found.get("positions", none),
+        entropy=found.get("entropy", none),
     )
 
 
@@ -271,16 +269,20 @@ def decode_codec(pipeline: Pipeline, data: bytes, shapes: Shapes) -> Values:
     """Decode the trainable part: position to value; the positions that are not there are zero."""
     cursor, length = Cursor(data), total(shapes)
     positions = list(range(length))
+    coder = Coder(pipeline.entropy, shapes if length else [])
     if pipeline.transform.name:
-        values = decode_values(pipeline.quantiser, cursor, transformed_size(pipeline.transform, shapes))
-        values = multiply(pipeline.transform, values, shapes)
+        size = transformed_size(pipeline.transform, shapes)
+        coder = Coder(pipeline.entropy, [(1, size)])
+        values = multiply(pipeline.transform, decode_values(pipeline.quantiser, cursor, size, coder), shapes)
     else:
         if pipeline.positions.name:
             positions = decode_positions(pipeline, cursor, shapes)
         elif pipeline.sparsifier.name:
             (seed,) = struct.unpack("<I", cursor.take(4))
             positions = draw(pipeline.sparsifier.arguments[0], seed, length)
-        values = decode_values(pipeline.quantiser, cursor, len(positions))
+        if pipeline.sparsifier.name:
+            coder.indices = positions
+        values = decode_values(pipeline.quantiser, cursor, len(positions), coder)
     need(cursor.at == len(data), "bytes are left over")
     return dict(zip(positions, values, strict=True))
 
@@ -297,6 +299,8 @@ def decode_positions(pipeline: Pipeline, cursor: Cursor, shapes: Shapes) -> list
         case "bitmap":
             positions = [index for index, bit in enumerate(cursor.bits(length)) if bit == "1"]
             need(len(positions) == count, "set bits")
+        case "rows" if cursor.data[cursor.at : cursor.at + 1] == b"\xff":
+            positions, cursor.at = decode_tree(cursor.data, cursor.at + 1, count, shapes)
         case _:
             positions = _decode_rice(cursor, count, length)
     need(all(a < b for a, b in itertools.pairwise(positions)), "order of positions")
@@ -319,45 +323,81 @@ def _decode_rice(cursor: Cursor, count: int, length: int) -> list[int]:
     return [position - 1 for position in itertools.accumulate(gap + 1 for gap in gaps)]
 
 
-def decode_values(quantiser: Stage, cursor: Cursor, count: int) -> Vector:
+@dataclass
+class Coder:
+    """What an entropy coder is told of the codes."""
+
+    entropy: Stage
+    shapes: Shapes
+    indices: list[int] | None = None
+
+    def codes(self, cursor: Cursor, count: int, width: int) -> list[int]:
+        """So many codes of a width, by the entropy coder or without."""
+        if self.entropy.name and count:
+            need(cursor.at < len(cursor.data), "form")
+            if cursor.data[cursor.at]:
+                codes, cursor.at = decode_range(
+                    cursor.data, cursor.at, count, width, self.indices, self.shapes
+                )
+                return codes
+            cursor.take(1)
+        if width >= 8:
+            letter = {8: "B", 16: "H", 32: "I"}[width]
+            return list(struct.unpack(f"<{count}{letter}", cursor.take(count * width // 8)))
+        return cursor.planes(count, width)
+
+
+def decode_values(quantiser: Stage, cursor: Cursor, count: int, coder: Coder) -> Vector:
     """What a quantiser wrote."""
     match quantiser.name:
-        case "float32":
-            return cursor.floats(count)
-        case "float16":
-            return cursor.floats(count, "e")
+        case "float32" | "float16":
+            width, letter, code = (32, "I", "f") if quantiser.name == "float32" else (16, "H", "e")
+            packed = struct.pack(f"<{count}{letter}", *coder.codes(cursor, count, width))
+            return Cursor(packed).floats(count, code)
         case "int8":
-            return _decode_integers(cursor, count, 8, quantiser.whole(0))
+            return _decode_integers(cursor, count, 8, quantiser.whole(0), coder)
         case "qsgd":
             need(quantiser.whole(0) in (2, 4, 8), "bits of qsgd")
-            return _decode_integers(cursor, count, quantiser.whole(0), quantiser.whole(1))
+            return _decode_integers(cursor, count, quantiser.whole(0), quantiser.whole(1), coder)
         case "eden":
-            return _decode_eden(cursor, count, quantiser.whole(0)) if count else []
+            apart = Coder(coder.entropy, [(1, count)])
+            return _decode_eden(cursor, count, quantiser.whole(0), apart) if count else []
+        case "deadzone":
+            return _decode_deadzone(cursor, count, coder) if count else []
         case _:
             block = quantiser.whole(0)
             magnitudes = cursor.floats(-(-count // block))
             need(all(math.copysign(1.0, magnitude) > 0 for magnitude in magnitudes), "magnitude")
-            signs = cursor.bits(count)
+            signs = coder.codes(cursor, count, 1)
             of_each = [magnitudes[index // block] for index in range(count)]
-            return [-value if sign == "1" else value for value, sign in zip(of_each, signs, strict=True)]
+            return [-value if sign else value for value, sign in zip(of_each, signs, strict=True)]
 
 
-def _decode_integers(cursor: Cursor, count: int, width: int, block: int) -> Vector:
+def _decode_deadzone(cursor: Cursor, count: int, coder: Coder) -> Vector:
+    (step,) = cursor.floats(1)
+    codes = coder.codes(cursor, count, 16)
+    need(step >= SMALLEST_NORMAL or (step == 0 and not any(codes)), "step")
+    steps = [-(code + 1) // 2 if code % 2 else code // 2 for code in codes]
+    need(max(map(abs, steps)) * step <= LARGEST_FLOAT, "steps")
+    return [f32(k * step) for k in steps]
+
+
+def _decode_integers(cursor: Cursor, count: int, width: int, block: int, coder: Coder) -> Vector:
     steps = 2 ** (width - 1) - 1
     scales = cursor.floats(-(-count // block))
     need(all(s == 0 or SMALLEST_NORMAL <= s <= LARGEST_SCALE[steps] for s in scales), "scale")
-    unsigned = list(cursor.take(count)) if width == 8 else cursor.planes(count, width)
+    unsigned = coder.codes(cursor, count, width)
     codes = [code - 2**width if code > steps else code for code in unsigned]
     need(all(code >= -steps for code in codes), "lowest code")
     return [f32(code * scales[index // block]) for index, code in enumerate(codes)]
 
 
-def _decode_eden(cursor: Cursor, count: int, width: int) -> Vector:
+def _decode_eden(cursor: Cursor, count: int, width: int, coder: Coder) -> Vector:
     (seed,) = struct.unpack("<I", cursor.take(4))
     run = run_length(count)
     scales = cursor.floats(count // run)
     need(all(s == 0 or 2.0**-60 <= s <= 2.0**60 for s in scales), "scale")
-    codes = cursor.planes(count, width)
+    codes = coder.codes(cursor, count, width)
     centroids = levels(width)
     values = [
         f32(centroids[code] * scales[min(index // run, len(scales) - 1)]) for index, code in enumerate(codes)
@@ -437,14 +477,14 @@ def multiply(stage: Stage, numbers: Vector, shapes: Shapes) -> Vector:
 
 
 def encode_codec(pipeline: Pipeline, vector: Vector, shapes: Shapes) -> bytes:
-    """Encode the trainable part as fedmq does; a transform has no encoder here."""
+    """Encode the trainable part as fedmq does, but without streams; a transform has no encoder here."""
     need(not pipeline.transform.name, "no encoder")
     if not pipeline.sparsifier.name:
-        return encode_values(pipeline.quantiser, vector)
+        return encode_values(pipeline, vector)
     if not pipeline.positions.name:
         seed = seed_of(vector)
         drawn = draw(pipeline.sparsifier.arguments[0], seed, len(vector))
-        return struct.pack("<I", seed) + encode_values(pipeline.quantiser, [vector[index] for index in drawn])
+        return struct.pack("<I", seed) + encode_values(pipeline, [vector[index] for index in drawn])
     kept = select(pipeline.sparsifier, vector, shapes)
     count, number = b"", len(kept)
     while number > 0x7F:
@@ -452,7 +492,7 @@ def encode_codec(pipeline: Pipeline, vector: Vector, shapes: Shapes) -> bytes:
     count += bytes([number])
     if not kept:
         return count
-    values = encode_values(pipeline.quantiser, [vector[index] for index in kept])
+    values = encode_values(pipeline, [vector[index] for index in kept])
     return count + _encode_positions(pipeline.positions.name, kept, len(vector)) + values
 
 
@@ -486,8 +526,18 @@ def _encode_positions(coder: str, kept: list[int], length: int) -> bytes:
     return bytes([width]) + to_bytes(to_planes(gaps, width) + "".join(quotients))
 
 
-def encode_values(quantiser: Stage, values: Vector) -> bytes:
-    """As fedmq's quantisers do."""
+def encode_values(pipeline: Pipeline, values: Vector) -> bytes:
+    """As fedmq's quantisers do, with codes at their full width."""
+    encoded = _quantise(pipeline.quantiser, values)
+    if not pipeline.entropy.name or not values:
+        return encoded
+    width = {"float32": 32, "float16": 16, "int8": 8, "deadzone": 16, "ternary": 1, "sign": 1}
+    bits = width.get(pipeline.quantiser.name) or pipeline.quantiser.whole(0)
+    codes = -(-len(values) * bits // 8)
+    return encoded[:-codes] + b"\0" + encoded[-codes:]
+
+
+def _quantise(quantiser: Stage, values: Vector) -> bytes:
     count = len(values)
     match quantiser.name:
         case "float32":
@@ -505,6 +555,8 @@ def encode_values(quantiser: Stage, values: Vector) -> bytes:
             return _encode_qsgd(values, quantiser.whole(0), quantiser.whole(1))
         case "eden":
             return _encode_eden(values, quantiser.whole(0), quantiser.whole(1)) if values else b""
+        case "deadzone":
+            return _encode_deadzone(values) if values else b""
         case _:
             block = quantiser.whole(0)
             means = [math.fsum(map(abs, part)) / len(part) for part in _blocks(values, block)]
@@ -523,6 +575,14 @@ def _of_each(parameters: Vector, block: int, count: int) -> Vector:
 def _find_scales(values: Vector, steps: int, block: int) -> Vector:
     scales = [min(f32(max(map(abs, part)) / steps), LARGEST_SCALE[steps]) for part in _blocks(values, block)]
     return [0.0 if scale < SMALLEST_NORMAL else scale for scale in scales]
+
+
+def _encode_deadzone(values: Vector) -> bytes:
+    """A step as good as any: a thousandth of the largest value."""
+    step = f32(max(map(abs, values)) / 1000)
+    steps = [math.floor(abs(value) / step) if step >= SMALLEST_NORMAL else 0 for value in values]
+    codes = [2 * k - (value < 0) if k else 0 for k, value in zip(steps, values, strict=True)]
+    return struct.pack(f"<f{len(codes)}H", step if any(codes) else 0.0, *codes)
 
 
 def _encode_qsgd(values: Vector, width: int, block: int) -> bytes:

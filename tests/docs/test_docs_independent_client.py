@@ -8,6 +8,7 @@ from types import ModuleType
 
 import independent_client as independent
 import independent_codecs as codecs
+import independent_streams as streams
 import numpy as np
 import pytest
 from fedmq.aggregator.publisher import PublishSettings
@@ -35,14 +36,14 @@ LAYOUT = ParamLayout(
 RATE = 1.0
 
 
-@pytest.mark.parametrize("module", [independent, codecs])
+@pytest.mark.parametrize("module", [independent, codecs, streams])
 def test_the_independent_client_imports_nothing_of_fedmq(module: ModuleType) -> None:
     """The standard library and msgpack, or it proves nothing."""
     assert module.__file__ is not None
     tree = ast.parse(Path(module.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    allowed = {*sys.stdlib_module_names, "msgpack", "independent_codecs"}
+    allowed = {*sys.stdlib_module_names, "msgpack", "independent_codecs", "independent_streams"}
 
     assert set() == {name.partition(".")[0] for name in imported} - allowed
 
@@ -74,9 +75,18 @@ PIPELINES = (
     "budget(60) | float32 | rice",
     "budget(40, 8.5) | int8(16) | rice",
     *(f"randomk(0.15) | {values}" for values in ("float32", "int8(16)", "qsgd(4)", "eden(2)")),
+    *("deadzone(0.9)", "topk(0.3) | deadzone(0.99, 0.5) | bitmap"),
+    *(f"topk({share}) | int8(16) | rows" for share in (0.01, 0.1, 0.5, 0.9, 1.0)),
+    *(
+        f"{values} | range"
+        for values in ("float32", "float16", "int8(16)", "sign(6)", "qsgd(4, 9)", "eden(3)")
+    ),
+    *(f"deadzone({energy}) | range" for energy in (0.5, 0.95, 0.9999)),
+    *(f"topk(0.3) | {values} | rows | range" for values in ("float16", "int8(16)", "ternary", "eden(1)")),
+    *("randomk(0.15) | qsgd(8, 9) | range", "lowrank(1) | int8(16) | range"),
 )
 # Those whose bytes depend on float64 sums, whose last bits are the summer's; and what only decodes.
-SUMMING = ("ternary", "sign", "eden", "lowrank")
+SUMMING = ("ternary", "sign", "eden", "lowrank", "deadzone", "rows", "range")
 GEOMETRIES = [
     *(Geometry.flat(length) for length in (1, 2, 7, 8, 9, 100, 1000)),
     Geometry.of([(8, 12), (8,), (3, 5, 2), ()]),
@@ -101,6 +111,37 @@ def test_the_independent_codecs_make_and_read_the_same_bytes(text: str) -> None:
         assert decoded.tobytes() == again.tobytes()
         if pipeline.transform is None:
             pipeline.decode(codecs.encode_codec(own, vector.tolist(), shapes), geometry)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "bytes_of_form"),
+    [
+        ("topk(0.06) | float32 | rows", 1000, b"\xff"),  # a tree, behind the count
+        (
+            "topk(0.06) | ternary | rice | range",
+            30,
+            b"\x0f",
+        ),  # learnt signs, behind count, positions and magnitude
+        ("deadzone(0.999) | range", 400, b"\x01"),  # offsets of rows and columns, behind the step
+        ("float16 | range", 1100, b"\x77"),  # 128 lanes, since signs are not alike
+    ],
+)
+def test_the_independent_streams_read_what_only_structure_makes(
+    text: str, columns: int, bytes_of_form: bytes
+) -> None:
+    """Rows that differ in size and, when they are short, in sign, and columns that differ in size."""
+    rng = np.random.default_rng(4)
+    geometry = Geometry(((30, columns), (1, 30), (columns, 2)))
+    sizes = np.exp(2 * rng.standard_normal((30, 1)) + rng.standard_normal(columns))
+    signs = rng.choice([-1, 1], (30, 1 if columns < 1000 else columns))
+    weight = signs * np.abs(rng.standard_normal((30, columns))) * sizes
+    vector = np.concatenate((weight.ravel(), rng.standard_normal(30 + 2 * columns))).astype(np.float32)
+    payload = parse_pipeline(text).encode(vector, geometry)
+    values = codecs.decode_codec(codecs.parse(text), payload, list(geometry.shapes))
+    again = np.array([values.get(index, 0.0) for index in range(geometry.length)], np.float32)
+
+    assert bytes_of_form in payload
+    assert parse_pipeline(text).decode(payload, geometry).to_dense().tobytes() == again.tobytes()
 
 
 class Federation:
@@ -128,6 +169,10 @@ class Federation:
         self.fetched: list[str] = []
         self._transports: list[Transport] = []
         self.service = Service(settings, Store(settings.store.path), self._connect, clock=lambda: self.now)
+        # A stack that grows, although with one client that is new a keyframe would cost less.
+        self.service._publisher._stacking.place = (  # type: ignore[method-assign]
+            lambda _version, frames, _size, _most: len(frames)
+        )
         self.client = independent.Client(
             federation="default",
             name="ada",

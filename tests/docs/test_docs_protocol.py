@@ -107,8 +107,8 @@ def worked_example() -> dict[str, bytes]:
             frame_versions=2,
         )
     )
-    for version in range(200):
-        publisher.absence.note(CLIENT, version)  # who has been here all the time makes stacks grow
+    # With six scalars a second frame does not pay.
+    publisher._stacking.place = lambda _version, frames, _size, _most: len(frames)  # type: ignore[method-assign]
     first = publisher.publish(engine.model)
     ((_, (keyframe,)),) = first.objects
     base = encoding.decode(LAYOUT, parse_pipeline("float16"), keyframe).to_dense()
@@ -272,7 +272,10 @@ def test_the_independent_client_assembles_each_head_of_the_page() -> None:
 
 @pytest.mark.parametrize("text", CODECS)
 def test_each_codec_example_holds_for_the_code_and_for_the_independent_client(text: str) -> None:
-    """Both encode the page's vector to the page's bytes, and both decode these to the page's values."""
+    """Both encode the page's vector to the page's bytes, and both decode these to the page's values.
+
+    What the independent client only decodes, or encodes in a way of its own, is left out there.
+    """
     lines = dict(line.split(":") for line in CODECS[text].splitlines())
     vector, decoded = ([float(number) for number in lines[key].split()] for key in ("vector", "decoded"))
     payload = bytes.fromhex(lines["payload"])
@@ -281,7 +284,7 @@ def test_each_codec_example_holds_for_the_code_and_for_the_independent_client(te
     geometry = Geometry(tuple((int(rows), int(columns)) for rows, columns in sides))
 
     assert payload == pipeline.encode(np.array(vector, np.float32), geometry)
-    if pipeline.transform is None:
+    if not {"lowrank", "deadzone", "rows", "range"} & {stage.id for stage in pipeline.stages}:
         assert payload == codecs.encode_codec(own, vector, list(geometry.shapes))
     expected = np.array(decoded, np.float32)
     assert expected.tolist() == pipeline.decode(payload, geometry).to_dense().tolist()

@@ -398,3 +398,22 @@ def test_an_unusable_plan_ends_the_pull_but_not_the_delivery() -> None:
 
     assert session.handle(plan(usable=False), 1.0) == [StopPulling()]
     assert sends(session.tick(60.0)) == [1]
+
+
+def test_a_pull_that_brings_nothing_gets_more_time_when_it_is_begun_anew() -> None:
+    """On a link where a chunk takes minutes it would otherwise be asked for again and again, and never come."""
+    session = pulling()
+    now, waits = 0.0, []
+    for _ in range(9):
+        due = session.next_tick()
+        assert due is not None
+        waits.append(due - now)
+        now = due
+        assert session.tick(now) == [StopPulling(), Pull()]
+    session.handle(ModelSeen(epoch=1, version=1), now)
+    session.handle(Trained(seq=1, is_full=False), now)
+    session.handle(Taken(seq=1), now)
+
+    assert [30 * 2**n for n in range(8)] + [3840] == waits
+    assert session.state is State.PULLING
+    assert now + PULL_SECONDS == session.next_tick()

@@ -29,7 +29,7 @@ PIPELINES = [
         "topk(0.3) | ternary(5) | rows | range",
         "topk_each(0.3) | int8 | bitmap",
         "threshold(0.5) | float16 | u32",
-        "budget(40) | ternary | auto",
+        "budget(40) | ternary | rows",
         "randomk(0.2) | qsgd(8)",
     )
 ]

@@ -1,0 +1,63 @@
+"""Local training, the same for all peers and, step by step, the same as fedmq's trainer."""
+
+import time
+
+import numpy as np
+import torch
+from mlp import Mlp
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+def load_shard(path):
+    """A client's images, float32 in [0, 1], and labels."""
+    with np.load(path) as file:
+        images = torch.from_numpy(file["train_images"].astype(np.float32) / np.float32(255))
+        return images, torch.from_numpy(file["train_labels"].astype(np.int64))
+
+
+def order(job, epoch, examples):
+    """The order of a client's examples in its n-th local epoch; the rule is `race_trainer.shuffling_seed`."""
+    torch.manual_seed((job.seed * 100 + job.client) * 100_000 + epoch)
+    return torch.randperm(examples)
+
+
+class Learner:
+    """Trains one client's model.
+
+    Args:
+        job: the race's.
+    """
+
+    def __init__(self, job):
+        self._job, self._epoch = job, 0
+        self._images, self._labels = load_shard(job.shards[job.client])
+        self._model = Mlp(**job.network)
+        self._loss = nn.CrossEntropyLoss()
+
+    def __len__(self):
+        return len(self._labels)
+
+    def fit(self, tensors):
+        """One local epoch from a global model; then the pause of a slower device.
+
+        Args:
+            tensors: the model in the order of the job's `names`, float32 arrays.
+
+        Returns:
+            The local model likewise.
+        """
+        job, model = self._job, self._model
+        model.load_state_dict({name: torch.tensor(t) for name, t in zip(job.names, tensors, strict=True)})
+        if not self._epoch:
+            job.wait_for_start()
+        optimizer = torch.optim.SGD(model.parameters(), lr=job.learning_rate)
+        for chosen in order(job, self._epoch, len(self)).split(job.batch_size):
+            optimizer.zero_grad()
+            self._loss(model(self._images[chosen]), self._labels[chosen]).backward()
+            optimizer.step()
+        self._epoch += 1
+        time.sleep(job.pauses[job.client])
+        state = model.state_dict()
+        return [state[name].numpy() for name in job.names]
