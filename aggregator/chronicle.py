@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from fedmq import wire
 from fedmq.eventlog import EventLog
 from fedmq.transport.base import Delivery
 from fedmq.types import Refusal, Rejection
@@ -69,6 +70,7 @@ class Chronicle:
             version=record.version,
             staleness=record.staleness,
             bytes=len(record.message),
+            payload=len(wire.unpack_update(record.message).payload),
         )
 
     def _note_refusal(self, record: Record, refusal: Refusal, now: float) -> None:

@@ -28,9 +28,11 @@ class Channel:
         keep_alive: seconds of silence after which it is closed, 0 for never.
         max_packet: the largest packet that the client takes.
         unacknowledged: publishes of QoS 1 whose PUBACK has not been handed to the socket.
+        aliases: the topics that its client has given numbers to (MQTT 5, section 3.3.2.3.4).
     """
 
     __slots__ = (
+        "aliases",
         "closing",
         "keep_alive",
         "last_seen",
@@ -56,6 +58,7 @@ class Channel:
         self.keep_alive = 0.0
         self.max_packet = MAX_VARINT
         self.unacknowledged = 0
+        self.aliases: dict[int, str] = {}
         self.write_buffer = write_buffer
 
     @property

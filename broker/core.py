@@ -250,7 +250,7 @@ class BrokerCore:
                     receive_maximum=self.settings.receive_maximum,
                     maximum_qos=1,
                     maximum_packet_size=self.settings.max_packet,
-                    topic_alias_maximum=0,
+                    topic_alias_maximum=self.settings.topic_aliases,
                     session_expiry=None if session.expiry == asked else session.expiry,
                     assigned_client_id=None if packet.client_id else client_id,
                 ),
@@ -325,14 +325,25 @@ class BrokerCore:
             return ReasonCode.TOPIC_NAME_INVALID
         return None
 
+    def _resolve(self, channel: Channel, topic: str, alias: int) -> str:
+        """The topic of a publish with an alias, which it gives to the alias when it has one."""
+        if alias > self.settings.topic_aliases:
+            raise ProtocolError(
+                ReasonCode.TOPIC_ALIAS_INVALID,
+                f"topic alias {alias}, up to {self.settings.topic_aliases} are taken",
+            )
+        if topic:
+            channel.aliases[alias] = topic
+        elif alias not in channel.aliases:
+            raise ProtocolError(ReasonCode.PROTOCOL_ERROR, f"topic alias {alias} stands for no topic yet")
+        return channel.aliases[alias]
+
     def _publish(self, channel: Channel, session: Session, packet: Publish, now: float) -> None:
         if packet.qos > 1:
             raise ProtocolError(ReasonCode.QOS_NOT_SUPPORTED, "a PUBLISH of QoS 2, which is not offered")
         properties = packet.properties
         if properties.topic_alias is not None:
-            raise ProtocolError(
-                ReasonCode.TOPIC_ALIAS_INVALID, f"topic alias {properties.topic_alias}, none are offered"
-            )
+            packet = replace(packet, topic=self._resolve(channel, packet.topic, properties.topic_alias))
         if properties.subscription_ids:
             raise ProtocolError(
                 ReasonCode.PROTOCOL_ERROR, "a client's PUBLISH with a subscription identifier"

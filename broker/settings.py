@@ -7,6 +7,7 @@ from typing import Final
 from .errors import BrokerSettingError
 
 _DAY: Final = 86_400
+_MAY_BE_ZERO: Final = frozenset({"sys_interval", "max_session_expiry", "log_compact_bytes", "topic_aliases"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class BrokerSettings:
         max_retained_messages: retained messages; the next topic's publish is answered 0x97.
         max_retained_bytes: their size; the same.
         receive_maximum: unacknowledged publishes of one MQTT 5 client; one more ends the connection with 0x93.
+        topic_aliases: topics that an MQTT 5 client may give numbers to; a larger number ends the connection with 0x94.
         default_window: unacknowledged deliveries to a client that announces no Receive Maximum.
         write_buffer: bytes waiting to be sent to one client before its deliveries wait in its queue.
         connect_timeout: how long a connection may be open before its CONNECT.
@@ -50,6 +52,7 @@ class BrokerSettings:
     max_retained_messages: int = 100_000
     max_retained_bytes: int = 256 << 20
     receive_maximum: int = 100
+    topic_aliases: int = 10
     default_window: int = 20
     write_buffer: int = 1 << 20
     connect_timeout: float = 10.0
@@ -62,11 +65,11 @@ class BrokerSettings:
             value = getattr(self, name)
             if name == "users":
                 continue
-            lowest = 0 if name in ("sys_interval", "max_session_expiry", "log_compact_bytes") else 1
+            lowest = 0 if name in _MAY_BE_ZERO else 1
             if not isinstance(value, int | float) or not value >= lowest:
                 raise BrokerSettingError(name, value, f"a number of at least {lowest}")
-        if self.receive_maximum > 65_535 or self.default_window > 65_535:
-            name = "receive_maximum" if self.receive_maximum > 65_535 else "default_window"
-            raise BrokerSettingError(name, getattr(self, name), "at most 65535")
+        for name in ("receive_maximum", "default_window", "topic_aliases"):
+            if getattr(self, name) > 65_535:
+                raise BrokerSettingError(name, getattr(self, name), "at most 65535")
         if not 256 <= self.max_packet <= 268_435_460:
             raise BrokerSettingError("max_packet", self.max_packet, "from 256 to 268435460")

@@ -368,5 +368,14 @@ class Agent:
     def _note(self, kind: str, **fields: str | int | float) -> None:
         traffic = self.transport.traffic
         self._events.write(
-            kind, client=self._client, sent=traffic.bytes_sent, received=traffic.bytes_received, **fields
+            kind,
+            client=self._client,
+            sent=traffic.bytes_sent,
+            received=traffic.bytes_received,
+            payload_sent=traffic.payload_sent,
+            payload_received=traffic.payload_received,
+            topic_sent=traffic.topic_sent,
+            topic_received=traffic.topic_received,
+            measured=traffic.measured,
+            **fields,
         )

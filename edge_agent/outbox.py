@@ -87,7 +87,7 @@ class Outbox:
         try:
             with self._file.explained("read"):
                 with self._file.transaction():
-                    self._insert_if_new("epoch", secrets.randbits(62) + 1)
+                    self._insert_if_new("epoch", secrets.randbits(31) + 1)  # in every update: 5 bytes, not 9
                     self._insert_if_new("next", 1)
                 self.epoch = self._number("epoch")
                 self._next = self._number("next")

@@ -363,9 +363,9 @@ $pictures
 <h2>Settings</h2>
 <div class="wide"><table>$settings</table></div>
 <footer>
-<p>Bytes are whole MQTT packets of all agents. Dense float32 stands for a system that sends one dense model down
-and one dense update up for each distinct update that reached the aggregator. Staleness is by how many versions
-the model had advanced when an update was folded.</p>
+<p>Bytes are everything inside the TCP connections of all agents: MQTT, pings and TLS included. Dense float32 stands
+for a system that sends one dense model down and one dense update up for each distinct update that reached the
+aggregator. Staleness is by how many versions the model had advanced when an update was folded.</p>
 </footer>
 </body>
 </html>

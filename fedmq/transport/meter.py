@@ -4,7 +4,7 @@ What lives here: `Meter`, which a transport over sockets tells of its connection
 and decoding.
 
 The bytes are the kernel's count (`tcp_info`), read when somebody asks and once more when a connection closes, so they
-cost one system call a question and nothing a packet. Where the kernel does not count, they are the sizes of the
+cost a system call a question and nothing a packet. Where the kernel does not count, they are the sizes of the
 packets that were handed over and taken: without pings, without TLS, and in full although a part of the last one may
 never have left. How they divide into payloads, topics and the rest always comes from the packets.
 """
@@ -24,7 +24,8 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # whoever asks must not see a connection twice, or not at all; counts may be late
+        # Who asks must not find a connection twice, or not at all. Packets are counted without it: they may be late.
+        self._lock = threading.Lock()
         # Its bytes are those of former connections, and of packets whose connection nobody measures.
         self._total = Traffic(measured=True)
         self._sock: socket.socket | None = None

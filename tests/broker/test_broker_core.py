@@ -103,10 +103,11 @@ def payloads(packets: list) -> list[bytes]:
 
 def test_the_limits_are_announced():
     """A client of MQTT 5 learns what it may do before it does it."""
-    client = Bench(receive_maximum=7, max_packet=9_000, max_session_expiry=50).client(properties=KEPT)
+    limits = {"receive_maximum": 7, "max_packet": 9_000, "topic_aliases": 3, "max_session_expiry": 50}
+    client = Bench(**limits).client(properties=KEPT)
 
     expected = Properties(
-        receive_maximum=7, maximum_qos=1, maximum_packet_size=9_000, topic_alias_maximum=0, session_expiry=50
+        receive_maximum=7, maximum_qos=1, maximum_packet_size=9_000, topic_alias_maximum=3, session_expiry=50
     )
     assert Connack(properties=expected) == client.connack
 
@@ -187,7 +188,8 @@ def test_a_session_taken_over_is_told_so():
         (Connect(version=V5, client_id="again"), 0x82),
         (Connack(), 0x82),
         (Publish(topic="t", payload=b"", qos=2, packet_id=1), 0x9B),
-        (Publish(topic="t", payload=b"", properties=Properties(topic_alias=1)), 0x94),
+        (Publish(topic="t", payload=b"", properties=Properties(topic_alias=11)), 0x94),
+        (Publish(topic="", payload=b"", properties=Properties(topic_alias=10)), 0x82),
         (Publish(topic="t", payload=b"", properties=Properties(subscription_ids=(1,))), 0x82),
         (Disconnect(properties=Properties(session_expiry=9)), 0x82),
     ],
@@ -199,6 +201,36 @@ def test_what_a_client_must_not_send_ends_its_connection(packet, reason):
 
     assert [Disconnect(reason=reason)] == client.read()
     assert client.channel.closing
+
+
+def test_a_topic_alias_stands_for_its_topic_until_it_gets_another():
+    """On the connection that gave it, and in nothing that is passed on."""
+    bench = Bench()
+    watcher, client = bench.client("watcher"), bench.client()
+    watcher.subscribe("#")
+    one = {"properties": Properties(topic_alias=1)}
+    for topic, payload in (("a", b"1"), ("", b"2"), ("b", b"3"), ("", b"4")):
+        client.publish(topic, payload, **one)
+    received = watcher.read()
+    client.vanish()
+    again = bench.client()
+
+    assert [(one.topic, bytes(one.payload)) for one in received] == [
+        ("a", b"1"),
+        ("a", b"2"),
+        ("b", b"3"),
+        ("b", b"4"),
+    ]
+    assert {one.properties for one in received} == {Properties()}
+    assert [Disconnect(reason=0x82)] == again.publish("", b"5", **one)
+
+
+def test_a_broker_may_take_no_aliases():
+    """The first is one too many."""
+    client = Bench(topic_aliases=0).client()
+
+    assert client.connack.properties.topic_alias_maximum == 0
+    assert [Disconnect(reason=0x94)] == client.publish("t", properties=Properties(topic_alias=1))
 
 
 def test_more_publishes_than_the_receive_maximum_end_the_connection():
