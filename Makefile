@@ -4,7 +4,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: $(VENV)/.dev ## The quality gate and all tests
 
 check: $(VENV)/.dev ## The quality gate alone
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/check
+
+bench: $(VENV)/.dev ## Race Flower, APPFL and a naive design: hours; ARGS=--quick takes minutes
+	@$(VENV)/bin/python -m benchmarks.race $(ARGS)
 
 clean: ## Remove what the above made, runs and all
 	rm -rf $(VENV) build dist runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

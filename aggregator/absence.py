@@ -52,6 +52,10 @@ class Absence:
         longer = 1.0 - np.cumsum(self._missed) / self._visits  # of those who were here before
         return self._newcomers + (1.0 - self._newcomers) * longer
 
+    def usual(self) -> int:
+        """Versions within which nine in ten of those who return have returned."""
+        return int(np.searchsorted(np.cumsum(self._missed), 0.9 * self._visits))
+
     def cost(self, version: int, frames: Iterable[tuple[int, int]], horizon: int = 1) -> float:
         """Expected bytes of frames that a visitor downloads, on average over the next versions.
 

@@ -7,7 +7,9 @@ more. The next one can be put
 - on a lower frame, in the place of those above it. Everybody pays that once, those who were away for long pay less from
   then on. How often to do so is the question of the economic order quantity (Harris 1913, How many parts to make at
   once): what accrues until the next time has to be as much as the effort of one time, which is so when the gain is
-  reckoned over half of the time since these frames were begun;
+  reckoned over half of the time since these frames were begun, but not over less than the time in which the usual
+  visitors come once: each of them downloads the new frame, whichever it is, and a large one made anew with every
+  frame is downloaded at every visit;
 - on none: a keyframe. Everybody pays that once, too, and those who were here since it was made pay only what lies above
   it. A cycle from one keyframe to the next that lasts T versions costs a visitor on average
 
@@ -70,7 +72,7 @@ class Stacking:
             merged = [*frames[:kept], (version, self.expect(frames[kept:], size))]
             if not self._fits(merged, most):
                 continue
-            horizon = max(1, (version - frames[kept][0]) // 2)
+            horizon = max(self._absence.usual(), (version - frames[kept][0]) // 2, 1)
             saved = self._cost(version, on_top, horizon) - self._cost(version, merged, horizon)
             if saved > gain:
                 stack, gain = merged, saved

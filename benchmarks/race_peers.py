@@ -55,12 +55,18 @@ class Peer:
         job = _write_job(stage, port, self.options)
         processes: list[Process] = []
         try:
-            server = [python, "-u", _SCRIPTS / f"{self.venv}_server.py", job]
+            server: list[str | Path] = [python, "-u", _SCRIPTS / f"{self.venv}_server.py", job]
             processes.append(Process("server", server, stage.folder))
             wait_for_port(port, processes[0], _START_SECONDS)
             stage.traffic.point_to(port)
             for index in range(len(stage.traffic.ports)):
-                client = [python, "-u", _SCRIPTS / f"{self.venv}_client.py", job, str(index)]
+                client: list[str | Path] = [
+                    python,
+                    "-u",
+                    _SCRIPTS / f"{self.venv}_client.py",
+                    job,
+                    str(index),
+                ]
                 processes.append(Process(f"client-{index}", client, stage.folder))
             tail = Tail(stage.folder / "snapshots" / "index.jsonl")
             yield Parties(server=processes[0], clients=processes[1:], snapshots=lambda: _snapshots(tail))

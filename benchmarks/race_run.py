@@ -74,7 +74,11 @@ def run(system: System, workload: Workload, material: Material, folder: Path) ->
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("gate", "snapshots"):
         (folder / name).mkdir(parents=True)
-    row = {"system": system.name, "workload": workload.name, "seed": material.seed}
+    row: dict[str, str | int | float | None] = {
+        "system": system.name,
+        "workload": workload.name,
+        "seed": material.seed,
+    }
     note, watch = system.note, None
     began = time.monotonic()
     try:
@@ -91,9 +95,10 @@ def run(system: System, workload: Workload, material: Material, folder: Path) ->
     except PartyError as error:
         note = f"{note}; {error}"
     shutil.rmtree(folder / "snapshots", ignore_errors=True)
+    row |= {"reached": False, "note": note}
     if watch is None:
-        return Outcome(row={**row, "reached": False, "note": note}, curve=[])
-    return Outcome(row={**row, **watch.row(), "set_up_seconds": set_up, "note": note}, curve=watch.curve)
+        return Outcome(row=row, curve=[])
+    return Outcome(row={**row, **watch.row(), "set_up_seconds": set_up}, curve=watch.curve)
 
 
 def _wait_until_ready(parties: Parties, gate: Path) -> None:

@@ -116,7 +116,7 @@ def make_material(folder: Path, seed: int, *, data: str, cache: Path) -> Materia
     trainer = find_factory(TRAINER)(settings, data=str(paths["test"]))
     vector = trainer.initial()
     save_model(folder / "initial.safetensors", trainer.layout, vector)
-    np.savez(folder / "initial.npz", **dict(trainer.layout.unpack(vector)))
+    np.savez(folder / "initial.npz", allow_pickle=False, **trainer.layout.unpack(vector))
     return Material(
         seed=seed,
         data=dataset.description,

@@ -177,7 +177,7 @@ class FrameReader:
             payload = content if isinstance(content, bytes) else self._need(content.id)
             self._decode(head.delta.codec, payload).add_to(vector)
         if encoding.digest(vector) != head.digest:
-            self._state = _NOTHING
+            self._state = _NOTHING  # it may be at fault
             raise WireError("model", f"version {head.version} does not decode to the digest in its head")
         self._proven = _ids(head)
         self._cache.keep_only(self._proven)

@@ -34,6 +34,8 @@ _KINDS: Final = "fedmq.kinds"
 _DTYPES: Final = "fedmq.dtypes"
 _SPARSE: Final = "fedmq.sparse"
 _KEPT: Final = "fedmq.kept."
+#: About what one tensor more takes in the header, and in `fedmq.sparse`.
+_ENTRY_BYTES: Final = 128
 
 
 def save_model(
@@ -85,7 +87,7 @@ def _leave_zeros_out(tensors: dict[str, NDArray[np.generic]]) -> dict[str, tuple
         is_kept = values.view(np.uint8).reshape(-1, values.itemsize).any(axis=1)  # a negative zero is kept
         bits = np.packbits(is_kept)
         kept = values[is_kept]
-        if kept.nbytes + bits.nbytes < tensor.nbytes:
+        if kept.nbytes + bits.nbytes + _ENTRY_BYTES < tensor.nbytes:
             shapes[name] = tensor.shape
             tensors[name], tensors[_KEPT + name] = kept, bits
     return shapes

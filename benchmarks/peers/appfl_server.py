@@ -1,7 +1,7 @@
 """APPFL's server over gRPC, with one of its aggregators.
 
 The settings are those of APPFL's own examples (`examples/resources/configs/mnist/server_*.yaml`), but for the task,
-which is the race's, and for what `_ALGORITHMS` explains. `tuned` switches off `optimize_memory`, which collects
+which is the race's, and for what `_algorithm` explains. `tuned` switches off `optimize_memory`, which collects
 garbage several times for each update, and freezes what was allocated before, so that the collections that remain are
 short.
 """

@@ -322,6 +322,34 @@ def test_no_object_of_this_head_or_the_last_is_cleared_and_all_others_are(
             assert broker.objects <= set().union(*heads[-3:])
 
 
+def test_an_object_that_comes_back_is_not_cleared() -> None:
+    """The model went back to what it was two versions ago, and with it the difference from the frames."""
+    source, broker = publisher(frame_versions=100, chunk_bytes=90), Broker()
+    models = walk(range(3))
+    for version, which in enumerate([0, 1, 2, 1, 2, 1]):
+        publication = source.publish(replace(models[which], version=ModelVersion(version)))
+        broker.take(publication)
+
+        assert set(named(publication)) <= broker.objects
+    assert "D" == kinds(source, [replace(models[2], version=ModelVersion(6))])
+
+
+def test_no_stack_is_larger_than_an_edge_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is decided: a keyframe follows when there is no room for another frame and a delta."""
+    monkeypatch.setattr(encoding, "MODEL_BYTES_PER_SCALAR", 16)
+    monkeypatch.setattr(encoding, "MODEL_BYTES_ALWAYS", 0)
+    source, broker, reader = publisher(("float32", "float16", "int8"), frame_versions=2), Broker(), edge()
+    place(source, lambda frames: frames)
+    heights = []
+    for model in walk(range(20)):
+        publication = source.publish(model)
+        broker.take(publication)
+
+        assert broker.pull(reader).version == model.version
+        heights.append(len(publication.head.frames))
+    assert {1, 2, 3, 4} == set(heights)
+
+
 @given(codecs, st.integers(1, 4), st.integers(0, 2**32 - 1))
 @settings(max_examples=20)
 def test_the_same_version_is_published_as_the_same_bytes(

@@ -219,7 +219,7 @@ class Client:
         self._objects = {key: content for key, content in self._objects.items() if key in known}
         for ref in self._missing():
             for index in range(ref["o"]):
-                self.subscribe(self.topic("object", ref["i"].hex(), index))
+                self.subscribe(self.topic("object", ref["i"].hex()[:8], index))
         self._finish()
 
     def _missing(self) -> list[dict[str, Any]]:
@@ -231,14 +231,14 @@ class Client:
             return
         for ref in self._missing():
             name = ref["i"].hex()
-            pieces = self._pieces.get(name, {})
+            pieces = self._pieces.get(name[:8], {})
             if len(pieces) < ref["o"]:
                 return
             content = b"".join(pieces[index] for index in range(ref["o"]))
             need(len(content) == ref["z"], "size of the object")
             need(hashlib.sha256(content).digest()[:16] == ref["i"], "id of the object")
             self._objects[name] = content
-            del self._pieces[name]
+            del self._pieces[name[:8]]
         self.base = assemble(self.layout, self.head, self._objects)
         self.unsubscribe(self.topic("model"))
 

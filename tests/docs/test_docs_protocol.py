@@ -23,6 +23,7 @@ from fedmq.aggregator.admission import AdmissionSettings
 from fedmq.aggregator.decision import Arrival
 from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.ledger import Ledger
+from fedmq.aggregator.pruning import KEPT_MASKS
 from fedmq.aggregator.publisher import Publisher, PublishSettings
 from fedmq.aggregator.settings import AggregatorSettings
 from fedmq.aggregator.strategy import FoldSettings, init, make_rule
@@ -38,6 +39,7 @@ from fedmq.connection import ConnectionSettings
 from fedmq.envelope import HEADER_BYTES, Kind
 from fedmq.errors import WireError
 from fedmq.layout import ParamLayout, Segment, SegmentKind
+from fedmq.mask import Mask
 from fedmq.plan import DEFAULT_CHUNK_BYTES, DEFAULT_MAX_UPDATE_BYTES, Plan
 from fedmq.topics import Topics
 from fedmq.types import (
@@ -306,10 +308,15 @@ NOTICE: Final = wire.pack_receipt(
         wire.unpack_receipt(EXAMPLE["refusal"]), notice=Refusal(reason=Rejection.UNREADABLE, detail="cut off")
     )
 )
+MASK: Final = Mask.of(LAYOUT, np.array([False, True, False, False, True]))
+PRUNED: Final = {
+    "plan": wire.pack_plan(replace(wire.unpack_plan(EXAMPLE["plan"]), mask=MASK.encoded)),
+    "update": wire.pack_update(replace(wire.unpack_update(EXAMPLE["update"]), mask=MASK.digest)),
+}
 MESSAGES: Final[dict[tuple[str, int], list[bytes]]] = {
-    ("plan", 0): [EXAMPLE["plan"]],
+    ("plan", 0): [EXAMPLE["plan"], PRUNED["plan"]],
     ("model", 0): [EXAMPLE["head"], EXAMPLE["head-1"], EXAMPLE["head-2"]],
-    ("update", 0): [EXAMPLE["update"]],
+    ("update", 0): [EXAMPLE["update"], PRUNED["update"]],
     ("update", 1): [EXAMPLE["chunk"]],
     ("receipt", 0): [EXAMPLE["refusal"], NOTICE],
     ("client and aggregator", 0): [EXAMPLE["client"], EXAMPLE["aggregator"]],
@@ -439,6 +446,8 @@ FIGURES: Final = (
     f"at most {envelope.ALLOCATED_PER_BYTE} bytes per byte of input",
     f"{envelope.ALLOCATED_PER_VALUE} bytes per announced value",
     f"and {envelope.ALLOCATED_ALWAYS} bytes besides",
+    f"content `{MASK.encoded.content.hex()}` and the digest `{MASK.digest.hex()}`",
+    f"or of one of the {KEPT_MASKS} before it",
     f"does so after {PULL_SECONDS:g} seconds in which",
     f"fedmq's agent waits for at most {WINDOW}.",
     f"more than {encoding.MODEL_BYTES_PER_SCALAR} · N + {encoding.MODEL_BYTES_ALWAYS:,} bytes",

@@ -382,6 +382,34 @@ def test_chunks_that_are_too_much_or_too_little_are_dropped() -> None:
     assert 2 == len(frames.begin(head(chunks=2)))
 
 
+def test_a_stack_that_was_begun_too_early_is_built_anew() -> None:
+    """A frame was missing in the middle: those before it must not be added twice."""
+    frames = reader()
+    feed(frames, head(1, FIRST))
+    frames.assemble()
+    wanted = head(2, FIRST, SECOND, THIRD)
+    frames.begin(wanted)
+    frames.add(ref(SECOND), 0, SECOND)
+    with pytest.raises(WireError, match="is missing"):
+        frames.assemble()
+    frames.add(ref(THIRD), 0, THIRD)
+
+    np.testing.assert_array_equal(decoded(FIRST, SECOND, THIRD), frames.assemble().vector)
+
+
+def test_what_was_built_on_bad_memory_is_built_anew() -> None:
+    """The digest tells; the frames themselves are as good as they were."""
+    frames = reader()
+    feed(frames, head(1, FIRST))
+    frames.assemble()
+    frames._state[1][3] += 1
+    with pytest.raises(WireError, match="digest"):
+        frames.assemble()
+
+    assert 0 == feed(frames, head(2, FIRST, delta=DELTA))
+    np.testing.assert_array_equal(decoded(FIRST, with_delta=True), frames.assemble().vector)
+
+
 def test_a_vector_that_does_not_match_its_digest_is_never_used() -> None:
     """Law 6: both ends decode the same bits, or the model is not taken."""
     frames = reader()

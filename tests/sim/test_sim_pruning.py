@@ -147,6 +147,8 @@ def test_a_federation_learns_as_well_with_a_fifth_of_the_weights(
         pipeline = parse_pipeline(update.codec)
         trainable = encoding.decode(engine.layout, pipeline, update.payload, mask).trainable
         assert trainable.indices is not None
+        kept = engine.layout.trainable_size - (mask.count if mask is not None else 0)
+        assert trainable.indices.size <= round(0.05 * kept)
         if mask is not None:
             sent_pruned += int(mask.pruned[trainable.indices].sum())
     exported = export_store(federation.store_path, tmp_path / "sparse.safetensors", sparse=True)
