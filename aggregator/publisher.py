@@ -41,11 +41,11 @@ class PublishSettings:
     """How the model goes out."""
 
     keyframe_codec: str = setting("deadzone(0.999) | range", help="pipeline of full models")
-    frame_codec: str = setting("topk(0.02) | ternary | rice", help="pipeline of frames on a frame")
+    frame_codec: str = setting("topk(0.03) | ternary | rice", help="pipeline of frames on a frame")
     delta_codec: str = setting(
         "topk(0.02) | ternary | rice", help="pipeline of differences from the last frame"
     )
-    frame_versions: int = setting(2, help="versions between frames", low=1)
+    frame_versions: int = setting(3, help="versions between frames", low=1)
     max_frames: int = setting(32, help="frames that a newcomer downloads at most", low=1, high=64)
     min_interval: float = setting(
         0.1, help="seconds between publishes at least; the newest version wins", low=0

@@ -26,7 +26,7 @@ class TrainerSettings:
 class OutboxSettings:
     """What is kept until it has a receipt."""
 
-    folder: Path = setting(Path("agent-state"), help="folder of the outbox and the cached keyframe")
+    folder: Path = setting(Path("agent-state"), help="folder of the outbox and the cached frames")
     max_updates: int = setting(
         16,
         help="updates without a receipt, after which the agent trains no further",
@@ -55,7 +55,7 @@ class EvaluatorSettings:
 
     name: str = setting("evaluator", help="this evaluator's name; part of its stats topic")
     federation: str = setting("default", help="name of the federation; part of every topic")
-    folder: Path | None = setting(None, help="folder for the cached keyframe")
+    folder: Path | None = setting(None, help="folder for the cached frames")
     events: Path | None = setting(None, help="file to append a diary to, one JSON object a line")
     min_interval: float = setting(0.0, help="seconds between evaluations at least", low=0)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
