@@ -116,7 +116,7 @@ def check(pruning: Pruning | None, layout: ParamLayout) -> None:
     Raises:
         SettingError: it has no matrix.
     """
-    if pruning is not None and not _prunable(layout):
+    if pruning is not None and not layout.matrices_size:
         raise SettingError(
             "prune.sparsity",
             pruning.parameters[0],
@@ -189,17 +189,13 @@ def prune(pruning: Pruning | None, layout: ParamLayout, state: FoldState) -> Non
     state.masks = [*(old for old in older if old.digest in in_use), *recent, mask]
 
 
-def _prunable(layout: ParamLayout) -> int:
-    return sum(place.stop - place.start for place in layout.matrices)
-
-
 def _count(state: FoldState) -> int:
     mask = present(state)
     return mask.count if mask is not None else 0
 
 
 def _wanted(pruning: Pruning | None, layout: ParamLayout, version: int) -> int:
-    return int(pruning.share(version) * _prunable(layout)) if pruning is not None else 0
+    return int(pruning.share(version) * layout.matrices_size) if pruning is not None else 0
 
 
 def _smallest(weights: ParamVector, count: int) -> NDArray[np.bool_]:

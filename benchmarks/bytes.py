@@ -7,10 +7,10 @@ SGD 0.05, all clients equally fast; the same partition, first model and shufflin
 simulator plays it with the production parts, so every MQTT packet between devices and broker is counted, in both
 directions. What differs between the rows is `task.codec` and `publish.*`, and in the rows of fedmq K and the step.
 
-zfp stands for the error-bounded compressors that APPFL ships; it is run as a third party's codec when the package
-zfpy is installed, and reported as missing when it is not. STC and EDEN are what OpenFL ships, as published: STC with
-one magnitude and Golomb positions in both directions (Sattler et al. 2019, p = 1/100), EDEN with few bits up
-(Vargaftik et al. 2022).
+STC and EDEN are what OpenFL ships, as published: STC with one magnitude and Golomb positions in both directions
+(Sattler et al. 2019, p = 1/100), EDEN with few bits up (Vargaftik et al. 2022). APPFL's error-bounded compressors
+(SZ, zfp) spend several bits on every parameter; `benchmarks.codecs` has zfp's figures. Flower ships none: it is the
+first row.
 """
 
 import argparse

@@ -35,8 +35,8 @@ def plot(path: Path, positions: Sequence[Row], pipelines: Sequence[Row]) -> None
     left.set(xscale="log", xlabel="kept, %", ylabel="bits for each kept position")
     left.legend(frameon=False)
     for row in pipelines:
-        error = float(row["error"] or 0)
-        if row["sample"] != "real updates" or not error:
+        error = float(row.get("error") or 0)
+        if row["sample"] != "real updates" or not error:  # lossless ones and those not installed
             continue
         place = (float(row["bits"] or 0), error)
         right.plot(*place, "o", color="tab:blue")

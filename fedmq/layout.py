@@ -129,6 +129,11 @@ class ParamLayout:
         return tuple(self.slices[segment.name] for segment in chosen)
 
     @cached_property
+    def matrices_size(self) -> int:
+        """How many scalars those hold."""
+        return sum(place.stop - place.start for place in self.matrices)
+
+    @cached_property
     def fingerprint(self) -> bytes:
         """8 bytes that differ when any shared segment's name, shape, dtype, kind or order differs.
 
