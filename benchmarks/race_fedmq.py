@@ -60,14 +60,18 @@ class Fedmq:
             yield Parties(
                 server=aggregator,
                 clients=agents,
-                snapshots=_Diaries(stage.folder).snapshots,
+                snapshots=Diaries(stage.folder).snapshots,
                 others=[evaluator],
                 broker=broker,
             )
 
 
-class _Diaries:
-    """Finds out from the roles' diaries which model was in which snapshot."""
+class Diaries:
+    """Finds out from the roles' diaries which model was in which snapshot.
+
+    Args:
+        folder: the run's.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -7,9 +7,10 @@ import appfl_import  # noqa: F401 - before APPFL
 import torch
 from appfl.agent import ClientAgent
 from appfl.comm.grpc import GRPCClientCommunicator
-from job import read_job
+from job import Job, read_job
 from learner import load_shard, order
 from omegaconf import OmegaConf
+from torch import Tensor
 
 
 class Shard(torch.utils.data.Dataset):
@@ -19,36 +20,36 @@ class Shard(torch.utils.data.Dataset):
         job: the race's.
     """
 
-    def __init__(self, job):
+    def __init__(self, job: Job) -> None:
         self._job, self._epoch = job, 0
         self._images, self._labels = load_shard(job.shards[job.client])
         self.shuffle()
 
-    def shuffle(self):
+    def shuffle(self) -> None:
         """Go to the next epoch's order."""
         self._order = order(self._job, self._epoch, len(self._labels)).tolist()
         self._epoch += 1
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         chosen = self._order[index]
         return self._images[chosen], self._labels[chosen]
 
 
-def make_agent(job, memory):
+def make_agent(job: Job, memory: dict[str, bool]) -> ClientAgent:
     """APPFL's agent with the race's data."""
 
     class Agent(ClientAgent):
-        def _load_data(self):
+        def _load_data(self) -> None:
             self.train_dataset, self.val_dataset = Shard(job), None
 
     settings = {"client_id": f"client-{job.client}", "train_configs": {"device": "cpu"}}
     return Agent(client_agent_config=OmegaConf.create(settings | memory))
 
 
-def main():
+def main() -> None:
     """Work until killed."""
     job = read_job()
     memory = {"optimize_memory": False} if job.options["tuned"] else {}
@@ -72,7 +73,7 @@ def main():
     work(job, agent, communicator)
 
 
-def work(job, agent, communicator):
+def work(job: Job, agent: ClientAgent, communicator: GRPCClientCommunicator) -> None:
     """Train and exchange, round and round."""
     whole_epoch = -(-agent.get_sample_size() // job.batch_size)
     while True:

@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 
 
-def _no_report(*_args, **_kwargs):
+def _no_report(*_args: object, **_kwargs: object) -> None:
     raise NotImplementedError("this run makes no reports on image quality")
 
 

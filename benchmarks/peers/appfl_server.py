@@ -13,8 +13,8 @@ import appfl_import  # noqa: F401 - before APPFL
 import torch
 from appfl.agent import ServerAgent
 from appfl.comm.grpc import GRPCServerCommunicator, serve
-from job import Snapshots, read_job
-from omegaconf import OmegaConf
+from job import Job, Snapshots, read_job
+from omegaconf import DictConfig, OmegaConf
 
 torch.set_num_threads(1)
 
@@ -37,13 +37,13 @@ def _algorithm(name, clients, steps):
                "latest_time_factor": 1.5}  # fmt: skip
     return {
         "FedAvg": ("SyncScheduler", {}, fedavg, False, "epoch"),
-        "FedAsync": ("AsyncScheduler", {}, _POLYNOMIAL | {"alpha": 0.6 * clients}, True, "epoch"),
-        "FedBuff": ("AsyncScheduler", {}, _POLYNOMIAL | {"alpha": clients / buffered, "K": buffered}, True, "epoch"),
+        "FedAsync": ("AsyncScheduler", {}, _POLYNOMIAL | {"alpha": 0.9}, True, "epoch"),
+        "FedBuff": ("AsyncScheduler", {}, _POLYNOMIAL | {"alpha": 0.9, "K": 3}, True, "epoch"),
         "FedCompass": ("CompassScheduler", compass, _POLYNOMIAL | {"alpha": 0.9}, True, "step"),
     }[name]  # fmt: skip
 
 
-def _settings(job):
+def _settings(job: Job) -> DictConfig:
     clients, name = len(job.ports), job.options["algorithm"]
     steps = -(-job.examples // job.batch_size)
     scheduler, scheduling, aggregating, differences, mode = _algorithm(name, clients, steps)
@@ -93,12 +93,12 @@ def _settings(job):
     )
 
 
-def _watch(agent, job):
+def _watch(agent: ServerAgent, job: Job) -> None:
     """Have the aggregator's results written for the judge."""
     aggregator, snapshots, updates = agent.aggregator, Snapshots(job), 0
     original = aggregator.aggregate
 
-    def aggregate(*args, **kwargs):
+    def aggregate(*args: object, **kwargs: object) -> dict[str, torch.Tensor]:
         nonlocal updates
         result = original(*args, **kwargs)
         many = kwargs.get("local_models") or next((a for a in args if isinstance(a, dict)), {})
@@ -109,7 +109,7 @@ def _watch(agent, job):
     aggregator.aggregate = aggregate
 
 
-def main():
+def main() -> None:
     """Serve until killed."""
     job = read_job()
     settings = _settings(job)

@@ -1,17 +1,18 @@
 """Flower's server: synchronous FedAvg over all clients, by `start_server`."""
 
+import numpy as np
 from flwr.common import ndarrays_to_parameters
 from flwr.server import Server, ServerConfig, SimpleClientManager, start_server
 from flwr.server.strategy import FedAvg
 from job import Snapshots, read_job
 
 
-def main():
+def main() -> None:
     """Serve until killed."""
     job = read_job()
     snapshots, clients = Snapshots(job), len(job.ports)
 
-    def note(server_round, arrays, _config):
+    def note(server_round: int, arrays: list[np.ndarray], _config: object) -> None:
         snapshots.offer(server_round * clients, lambda: arrays)
 
     strategy = FedAvg(

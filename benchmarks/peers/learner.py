@@ -1,23 +1,25 @@
 """Local training, the same for all peers and, step by step, the same as fedmq's trainer."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from job import Job
 from mlp import Mlp
-from torch import nn
+from torch import Tensor, nn
 
 torch.set_num_threads(1)
 
 
-def load_shard(path):
+def load_shard(path: str) -> tuple[Tensor, Tensor]:
     """A client's images, float32 in [0, 1], and labels."""
     with np.load(path) as file:
         images = torch.from_numpy(file["train_images"].astype(np.float32) / np.float32(255))
         return images, torch.from_numpy(file["train_labels"].astype(np.int64))
 
 
-def order(job, epoch, examples):
+def order(job: Job, epoch: int, examples: int) -> Tensor:
     """The order of a client's examples in its n-th local epoch; the rule is `race_trainer.shuffling_seed`."""
     torch.manual_seed((job.seed * 100 + job.client) * 100_000 + epoch)
     return torch.randperm(examples)
@@ -30,17 +32,17 @@ class Learner:
         job: the race's.
     """
 
-    def __init__(self, job):
+    def __init__(self, job: Job) -> None:
         self._job, self._epoch = job, 0
         self._images, self._labels = load_shard(job.shards[job.client])
         self._model = Mlp(**job.network)
         self._loss = nn.CrossEntropyLoss()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._labels)
 
-    def fit(self, tensors):
-        """One local epoch from a global model; then the pause of a slower device.
+    def fit(self, tensors: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """One local epoch from a global model; then the pause of a slower device. The first waits for the start.
 
         Args:
             tensors: the model in the order of the job's `names`, float32 arrays.

@@ -1,7 +1,7 @@
 """The network that every peer trains, and the metric that APPFL wants; APPFL's server sends this file to clients."""
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
@@ -13,11 +13,11 @@ class Mlp(nn.Module):
         self.relu = nn.ReLU()
         self.output = nn.Linear(hidden, classes)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         """Logits."""
         return self.output(self.relu(self.hidden(images)))
 
 
-def accuracy(targets, outputs):
+def accuracy(targets: np.ndarray, outputs: np.ndarray) -> float:
     """The share of right answers, in percent."""
     return 100 * float(np.mean(outputs.argmax(axis=1) == targets))

@@ -10,7 +10,7 @@ from learner import Learner
 _POLL_SECONDS = 0.1
 
 
-def main():
+def main() -> None:
     """Work until killed."""
     job = read_job()
     learner, session, known = Learner(job), requests.Session(), -1

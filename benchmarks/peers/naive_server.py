@@ -3,11 +3,11 @@
 import threading
 
 import numpy as np
-from flask import Flask, jsonify, request
-from job import Snapshots, read_job
+from flask import Flask, Response, jsonify, request
+from job import Job, Snapshots, read_job
 
 
-def make_app(job):
+def make_app(job: Job) -> Flask:
     """The application."""
     app, lock, snapshots = Flask(__name__), threading.Lock(), Snapshots(job)
     clients = len(job.ports)
@@ -15,14 +15,14 @@ def make_app(job):
     received = []
 
     @app.get("/model")
-    def model():
+    def model() -> tuple[str, int] | Response:
         with lock:
             if request.args.get("known", -1, int) >= state["round"]:
                 return "", 204
             return jsonify(round=state["round"], weights=[tensor.tolist() for tensor in state["model"]])
 
     @app.post("/update")
-    def update():
+    def update() -> tuple[str, int]:
         body = request.get_json()
         weights = [np.array(tensor, np.float32) for tensor in body["weights"]]
         with lock:
@@ -37,7 +37,7 @@ def make_app(job):
     return app
 
 
-def main():
+def main() -> None:
     """Serve until killed, with the server that Flask brings."""
     job = read_job()
     make_app(job).run(host="127.0.0.1", port=job.port, threaded=True)

@@ -171,7 +171,8 @@ HOSTILE: dict[str, bytes] = {
         + b"\x94\xa1a\x98\1\1\1\1\1\1\1\1\xa7float32\xa9trainable" * LENGTH
     ),
     "frames of a head": (
-        b"\x81\xa1k\xdc\x00\x40" + (b"\x84\xa1q\xa4int8\xa1i\xc4\x10" + bytes(16) + b"\xa1z\x01\xa1o\x01") * 64
+        b"\x81\xa1k\xdc\x00\x40"
+        + (b"\x84\xa1q\xa4int8\xa1i\xc4\x10" + bytes(16) + b"\xa1z\x01\xa1o\x01") * 64
     ),
     "empty frames of a head": b"\x81\xa1k\xdc\x07\xfb" + b"\x80" * 2043,
     "refusals": b"\x82\xa1c\xa1a\xa1r\xdc\x01\x00" + b"\x93\x01\xa5stale\xa0" * 256,

@@ -1,7 +1,6 @@
 """The race's bookkeeping, and that everybody trains alike."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,11 @@ def run(system: str, seed: int, *, reached: bool = True, seconds: float = 10.0, 
 
 def test_medians_are_those_of_the_runs_that_reached_the_target():
     """A run that was ended does not count as a fast one."""
-    rows = [run("fedmq", 0, seconds=8.0), run("fedmq", 1, seconds=9.0), run("fedmq", 2, reached=False, seconds=1.0)]
+    rows = [
+        run("fedmq", 0, seconds=8.0),
+        run("fedmq", 1, seconds=9.0),
+        run("fedmq", 2, reached=False, seconds=1.0),
+    ]
 
     [line] = summarise(rows)
 
@@ -80,8 +83,9 @@ def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path):
 @pytest.mark.torch
 def test_fedmq_and_the_peers_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """From the same model, over the same images in the same order, in the second epoch, too."""
-    from benchmarks import race_peers, race_trainer
     from fedmq.edge_agent.trainer import Task
+
+    from benchmarks import race_peers, race_trainer
 
     rng = np.random.default_rng(0)
     data = tmp_path / "client.npz"
@@ -94,7 +98,6 @@ def test_fedmq_and_the_peers_take_the_same_steps(tmp_path: Path, monkeypatch: py
     trainer = race_trainer.gated({}, data=str(data), seed=3, client=1, gate=str(tmp_path))
     base = trainer.initial()
     monkeypatch.syspath_prepend(str(Path(race_peers.__file__).parent / "peers"))
-    monkeypatch.setattr(sys, "path", sys.path)
     import job
     import learner
 
