@@ -148,7 +148,7 @@ def eden_rows(seed: int) -> list[Row]:
 
 
 def zfp_rows(samples: Sequence[Sample]) -> list[Row]:
-    """Compress by zfp with a bound on each value's error, one of the compressors that APPFL ships; nothing without zfpy."""
+    """Compress by zfp with a bound on the error, one of the compressors that APPFL ships; nothing without zfpy."""
     try:
         zfpy = importlib.import_module("zfpy")
     except ImportError:

@@ -19,8 +19,8 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from .codecs.geometry import Geometry
 from .errors import LayoutError
+from .geometry import Geometry
 
 #: Numeric kinds that survive a trip through float32 well enough to be trained and averaged.
 DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})

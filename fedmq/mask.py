@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .codecs.bits import Reader, encode_varint, pack_bits
-from .codecs.geometry import Geometry
 from .codecs.positions import Rice
 from .codecs.vector import FloatVector, IndexVector, SparseVector
 from .errors import WireError
+from .geometry import Geometry
 from .layout import ParamLayout
 
 DIGEST_BYTES: Final = 8

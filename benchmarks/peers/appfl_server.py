@@ -37,8 +37,8 @@ def _algorithm(name, clients, steps):
                "latest_time_factor": 1.5}  # fmt: skip
     return {
         "FedAvg": ("SyncScheduler", {}, fedavg, False, "epoch"),
-        "FedAsync": ("AsyncScheduler", {}, _POLYNOMIAL | {"alpha": 0.9}, True, "epoch"),
-        "FedBuff": ("AsyncScheduler", {}, _POLYNOMIAL | {"alpha": 0.9, "K": 3}, True, "epoch"),
+        "FedAsync": ("AsyncScheduler", {}, _POLYNOMIAL | {"alpha": 0.9 * clients}, True, "epoch"),
+        "FedBuff": ("AsyncScheduler", {}, _POLYNOMIAL | {"alpha": clients / buffered, "K": buffered}, True, "epoch"),
         "FedCompass": ("CompassScheduler", compass, _POLYNOMIAL | {"alpha": 0.9}, True, "step"),
     }[name]  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from fedmq.aggregator.admission import AdmissionSettings
+from fedmq.aggregator.pruning import PruneSettings
 from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.settings import StoreSettings
 from fedmq.aggregator.strategy import FoldSettings
@@ -155,6 +156,7 @@ class Tables:
     task: TaskSettings = field(default_factory=TaskSettings)
     fold: FoldSettings = field(default_factory=FoldSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    prune: PruneSettings = field(default_factory=PruneSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)

@@ -193,6 +193,7 @@ def _settings(
         task=replace(scenario.task, settings=tuple(trainer_settings.items())),
         fold=fold,
         admission=scenario.admission,
+        prune=scenario.prune,
         publish=scenario.publish,
         store=replace(scenario.store, path=store),
     )

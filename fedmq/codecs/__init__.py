@@ -24,11 +24,11 @@ from fedmq.codecs.base import (
     Symbols,
     Transform,
 )
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.pipeline import MAX_TEXT, Pipeline
 from fedmq.codecs.registry import BUILT_IN, ENTRY_POINT_GROUP, codec_from_config, find_codec, installed_codecs
 from fedmq.codecs.text import parse_pipeline, pipeline_from_wire
-from fedmq.codecs.vector import MAX_LENGTH, FloatVector, IndexVector, SparseVector
+from fedmq.codecs.vector import FloatVector, IndexVector, SparseVector
+from fedmq.geometry import MAX_LENGTH, Geometry
 
 __all__ = [
     "BUILT_IN",

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.bitmodel import NumberModel
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.magnitudes import BINS
 from fedmq.codecs.rans import SCALE, Coder
+from fedmq.geometry import Geometry
 
 CONTEXTS: Final = 16
 _FURTHEST: Final = 15  # offset

@@ -10,11 +10,11 @@ from typing import ClassVar, Final
 import numpy as np
 
 from fedmq.codecs.base import Sparsifier
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.positions import Rice
 from fedmq.codecs.sparse import require_share, select_largest, share_of
 from fedmq.codecs.vector import FloatVector, IndexVector
 from fedmq.errors import CodecError
+from fedmq.geometry import Geometry
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)

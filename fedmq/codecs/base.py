@@ -34,9 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.bits import Reader, from_planes, pack_bits, to_planes
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.vector import FloatVector, IndexVector
 from fedmq.errors import CodecError
+from fedmq.geometry import Geometry
 
 CodecConfig: TypeAlias = dict[str, str | int | float]
 """A codec as plain data that JSON and msgpack carry: its `id` and its arguments by name."""

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.base import Codec
-from fedmq.codecs.vector import MAX_LENGTH, FloatVector
+from fedmq.codecs.vector import FloatVector
 from fedmq.errors import CodecError
+from fedmq.geometry import MAX_LENGTH
 
 NO_PARAMETERS: Final = np.zeros(0, np.float32)
 _SMALLEST_NORMAL: Final = np.finfo(np.float32).smallest_normal

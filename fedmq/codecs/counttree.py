@@ -18,8 +18,8 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.vector import IndexVector
+from fedmq.geometry import Geometry
 
 Integers: TypeAlias = NDArray[np.int64]
 Flags: TypeAlias = NDArray[np.bool_]

@@ -39,7 +39,6 @@ from fedmq.codecs.base import Codes, EntropyCoder, fixed_width_bytes, pack_codes
 from fedmq.codecs.bitmodel import NumberModel, code_signs
 from fedmq.codecs.bits import BitVector, Reader, from_planes, pack_bits, to_planes
 from fedmq.codecs.counttree import Flags, Integers
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.magnitudes import (
     BINS,
     Parts,
@@ -64,6 +63,7 @@ from fedmq.codecs.rans import (
     make_table,
 )
 from fedmq.codecs.vector import IndexVector
+from fedmq.geometry import Geometry
 
 MAX_LEARNT: Final = 65536
 """The most codes of which signs are learnt, one after the other."""

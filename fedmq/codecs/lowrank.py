@@ -18,10 +18,10 @@ from typing import ClassVar, Final
 import numpy as np
 
 from fedmq.codecs.base import Transform
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.splitmix import draw_unit, seed_of
 from fedmq.codecs.vector import FloatVector
 from fedmq.errors import CodecError
+from fedmq.geometry import Geometry
 
 _HIGHEST_RANK: Final = 64
 _EXTRA_COLUMNS: Final = 4

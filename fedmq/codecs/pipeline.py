@@ -44,10 +44,10 @@ from fedmq.codecs.base import (
     read_codes,
 )
 from fedmq.codecs.bits import Reader, encode_varint
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.registry import BUILT_IN
 from fedmq.codecs.vector import FloatVector, IndexVector, SparseVector
 from fedmq.errors import CodecError
+from fedmq.geometry import Geometry
 
 MAX_TEXT: Final = 256
 """The longest pipeline text in characters."""

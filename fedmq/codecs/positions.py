@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from fedmq.codecs.base import PositionCoder
 from fedmq.codecs.bits import Reader, from_planes, pack_bits, to_planes
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.vector import IndexVector
+from fedmq.geometry import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from fedmq.codecs.base import SeededSparsifier
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.sparse import require_share, share_of
 from fedmq.codecs.splitmix import draw_below, draw_words, seed_of
 from fedmq.codecs.vector import FloatVector, IndexVector
+from fedmq.geometry import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,10 +38,10 @@ from numpy.typing import NDArray
 from fedmq.codecs.base import PositionCoder
 from fedmq.codecs.bits import Reader
 from fedmq.codecs.counttree import KINDS, CountTree, Cuts, Flags, Integers, Nodes, doublings
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.positions import Rice
 from fedmq.codecs.rans import DIGIT_BITS, SCALE, SCALE_BITS, Coder, Decoder, Encoder, Table, make_table
 from fedmq.codecs.vector import IndexVector
+from fedmq.geometry import Geometry
 
 Floats: TypeAlias = NDArray[np.float64]
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from fedmq.codecs.base import Quantizer, Symbols
 from fedmq.codecs.blocks import NO_PARAMETERS, count_blocks, require_block, spread
-from fedmq.codecs.vector import MAX_LENGTH, FloatVector
+from fedmq.codecs.vector import FloatVector
+from fedmq.geometry import MAX_LENGTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.codecs.base import Codec, Sparsifier
-from fedmq.codecs.geometry import Geometry
 from fedmq.codecs.vector import FloatVector, IndexVector
 from fedmq.errors import CodecError
+from fedmq.geometry import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,6 @@ from fedmq.errors import CodecError
 FloatVector: TypeAlias = NDArray[np.float32]
 IndexVector: TypeAlias = NDArray[np.int32]
 
-MAX_LENGTH = 2**31 - 1
-"""The longest vector in coordinates: an index is an int32."""
-
 
 # eq=False: comparing arrays gives arrays; tests compare the fields they mean.
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

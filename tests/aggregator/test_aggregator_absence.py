@@ -67,6 +67,21 @@ def test_fewer_lack_what_is_older(visits: list[tuple[str, int]]) -> None:
     assert all(0.0 <= after <= before + 1e-12 for before, after in itertools.pairwise(lacking))
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40))
+@settings(max_examples=40)
+def test_the_usual_visitors_are_nine_in_ten(gaps: list[int]) -> None:
+    """Of those who return, the one visit included that is there from the beginning."""
+    absence, version = Absence(), 0
+    absence.note("a", version)
+    for gap in gaps:
+        version += gap
+        absence.note("a", version)
+    missed, usual = [1, *gaps], absence.usual()
+
+    assert sum(gap <= usual for gap in missed) >= 0.9 * len(missed) - 1e-9
+    assert sum(gap < usual for gap in missed) < 0.9 * len(missed)
+
+
 def test_a_second_update_from_the_same_download_is_no_visit() -> None:
     """Nor is one that was on its way for longer than a later one, nor the same one again."""
     once, often = Absence(), Absence()

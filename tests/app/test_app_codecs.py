@@ -23,7 +23,9 @@ def vector(seed: int = 1) -> np.ndarray:
 
 def test_every_built_in_codec_has_an_example_that_uses_it() -> None:
     """A codec added to the table needs one."""
-    used = {codec_id: {stage.id for stage in parse_pipeline(text).stages} for codec_id, text in EXAMPLES.items()}
+    used = {
+        codec_id: {stage.id for stage in parse_pipeline(text).stages} for codec_id, text in EXAMPLES.items()
+    }
 
     assert set(BUILT_IN) == set(EXAMPLES)
     assert all(codec_id in ids for codec_id, ids in used.items())
@@ -72,9 +74,11 @@ def test_the_command_lists_all_and_tries_what_it_is_given(tmp_path: Path) -> Non
     """As a person would call it."""
     save_model(tmp_path / "model.safetensors", LAYOUT, vector())
     listed = CliRunner().invoke(codecs, [], catch_exceptions=False).output
-    tried = CliRunner().invoke(
-        codecs, ["int8", "topk(0.1)|ternary|rice", "--on", str(tmp_path / "model.safetensors")]
-    ).output
+    tried = (
+        CliRunner()
+        .invoke(codecs, ["int8", "topk(0.1)|ternary|rice", "--on", str(tmp_path / "model.safetensors")])
+        .output
+    )
 
     assert all(f"  {codec_id}" in listed for codec_id in BUILT_IN)
     assert "on 620 parameters" in tried

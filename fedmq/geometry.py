@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedmq.codecs.vector import MAX_LENGTH
-from fedmq.errors import CodecError
+from .errors import CodecError
+
+MAX_LENGTH = 2**31 - 1
+"""The longest vector in coordinates: an index is an int32."""
 
 
 @dataclass(frozen=True)
