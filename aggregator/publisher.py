@@ -40,7 +40,7 @@ from .stacking import Stacking
 class PublishSettings:
     """How the model goes out."""
 
-    keyframe_codec: str = setting("deadzone(0.999) | range", help="pipeline of full models")
+    keyframe_codec: str = setting("deadzone(0.9995) | range", help="pipeline of full models")
     frame_codec: str = setting("topk(0.03) | ternary | rice", help="pipeline of frames on a frame")
     delta_codec: str = setting(
         "topk(0.02) | ternary | rice", help="pipeline of differences from the last frame"

@@ -235,7 +235,7 @@ class Service:
             self._outlet.owe_notice(self.engine.ledger.latest(ClientId(client)), client, refusal)
         self._chronicle.note(batch, decision, now)
         for record in decision.records:
-            if record.id.client != NOBODY:
+            if record.refusal is None and record.id.client != NOBODY:
                 self._publisher.absence.note(record.id.client, record.base_version)
         if self.engine.position - self._snapshot_position >= self._settings.store.snapshot_records:
             self._snapshot()

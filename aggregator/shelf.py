@@ -1,17 +1,22 @@
-"""The shelf: the published model's frames, kept in the store from one life of the aggregator to the next.
+"""The shelf: what a publisher knows, kept in the store from one life of the aggregator to the next.
 
-Without them a restart would cost every client a keyframe. They are worth no more than that: whatever goes wrong with
-them here is logged, and a keyframe follows.
+Without the published model's frames a restart would cost every client a keyframe. They are worth no more than that:
+whatever goes wrong with them here is logged, and a keyframe follows. Whom it has seen the journal tells.
 """
 
 import logging
 from itertools import takewhile
+from typing import Final
 
 from fedmq.errors import StoreError, WireError
 from fedmq.types import GlobalModel
 
+from .deadline import NOBODY
 from .publisher import Publisher
 from .store import Store
+
+#: Updates of the journal that tell how long clients stay away.
+_VISITS: Final = 4096
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,9 @@ class Shelf:
     def __init__(self, store: Store, publisher: Publisher, model: GlobalModel) -> None:
         self._store, self._publisher = store, publisher
         self._kept = store.frames()
+        for client, version in store.visits(_VISITS):
+            if client != NOBODY:
+                publisher.absence.note(client, version)
         try:
             publisher.restore(model, self._kept)
         except WireError as error:

@@ -291,6 +291,15 @@ class Store:
             for (envelope,) in self._db.execute("SELECT envelope FROM chunk"):
                 yield envelope
 
+    def visits(self, most: int) -> list[tuple[str, int]]:
+        """Client and base version of the updates that were folded last, oldest first."""
+        with self._file.explained("read the journal"):
+            rows = self._db.execute(
+                "SELECT client, base_version FROM journal WHERE reason IS NULL ORDER BY position DESC LIMIT ?",
+                (most,),
+            )
+            return rows.fetchall()[::-1]
+
     def frames(self) -> tuple[PublishedFrame, ...]:
         """The frames that were last saved, the keyframe first."""
         with self._file.explained("read the frames"):

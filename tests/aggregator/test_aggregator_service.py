@@ -816,3 +816,19 @@ def test_a_restart_costs_the_edges_no_keyframe(world: World, update: Message) ->
     after = wire.unpack_head(world.retained(TOPICS.model)[TOPICS.model])
 
     assert before == after
+
+
+def test_a_new_life_knows_for_how_long_clients_stay_away(world: World, update: Message) -> None:
+    """From the journal: refused updates tell nothing of a visit."""
+    service = world.start()
+    for seq in range(1, 9):
+        world.send(update(seq=seq, delta=np.ones(22, np.float32), version=seq - 1))
+        world.turn(service)
+    world.send(update(seq=9, delta=np.ones(22, np.float32), version=500))
+    world.turn(service)
+    before = service._publisher.absence.lacking()
+    world.kill(service)
+    after = world.start()._publisher.absence.lacking()
+
+    assert before.tolist() == after.tolist()
+    assert after[100] < 0.5
