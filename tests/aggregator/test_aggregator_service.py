@@ -822,9 +822,9 @@ def test_a_new_life_knows_for_how_long_clients_stay_away(world: World, update: M
     """From the journal: refused updates tell nothing of a visit."""
     service = world.start()
     for seq in range(1, 9):
-        world.send(update(seq=seq, delta=np.ones(22, np.float32), version=seq - 1))
+        world.send(update(seq=seq, delta=np.ones(22, np.float32), base=seq - 1))
         world.turn(service)
-    world.send(update(seq=9, delta=np.ones(22, np.float32), version=500))
+    world.send(update(seq=9, delta=np.ones(22, np.float32), base=500))
     world.turn(service)
     before = service._publisher.absence.lacking()
     world.kill(service)
