@@ -3,8 +3,8 @@
 Each system runs as processes of its own over loopback; Flower, APPFL and the naive design in environments that are
 made here (`runs/peers`, once). Every client reaches its server through a proxy that counts bytes. The clock starts
 when all clients have connected and stand before their first local epoch, which leaves out everybody's set-up. The
-global model is measured every 10 updates by a process of its own. All of it takes hours: W2-long alone is a quarter
-of an hour for each seed of the slowest peers. `--quick` is fedmq and Flower on W1, once.
+global model is measured every 10 updates by a process of its own. All of it takes about an hour for each seed;
+`--resume` goes on where an interrupted race was. `--quick` is fedmq and Flower on W1, once.
 """
 
 import argparse

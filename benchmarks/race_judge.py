@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from fedmq.edge_agent.torch_trainer import mlp
 
 from benchmarks.race_venvs import ROOT
 
@@ -75,6 +74,8 @@ class Judge:
 
 def main() -> None:
     """Measure what standard input names."""
+    from fedmq.edge_agent.torch_trainer import mlp  # torch is for the judge's process, not for its client's
+
     trainer = mlp({}, data=sys.argv[1])
     for line in sys.stdin:
         path = Path(line.strip())

@@ -108,10 +108,10 @@ def _write_job(stage: Stage, port: int, options: Mapping[str, str | bool]) -> Pa
     return path
 
 
-def _appfl(algorithm: str) -> Peer:
+def _appfl(algorithm: str, note: str = "") -> Peer:
     return Peer(
         name=f"APPFL {algorithm}",
-        note="tuned: optimize_memory=False, gc.freeze()",
+        note=f"optimize_memory=False, gc.freeze(){note}",
         venv="appfl",
         options={"algorithm": algorithm, "tuned": True},
     )
@@ -120,7 +120,10 @@ def _appfl(algorithm: str) -> Peer:
 PEERS: Final = (
     Peer(name="Flower", note="FedAvg, start_server and start_client", venv="flower"),
     Peer(name="naive", note="Flask, JSON over HTTP, FedAvg", venv="naive"),
-    *map(_appfl, ("FedAvg", "FedAsync", "FedBuff", "FedCompass")),
+    _appfl("FedAvg"),
+    _appfl("FedAsync", ", alpha as in its paper"),
+    _appfl("FedBuff", ", K = 5, alpha as in its paper"),
+    _appfl("FedCompass"),
     Peer(
         name="APPFL as shipped",
         note="FedAvg, two minutes only: it collects garbage several times for each update",

@@ -104,15 +104,29 @@ def write_page(
         *_markdown(lines, _HEADINGS),
         "",
     ]
-    notes = {str(row["system"]): str(row["note"]) for row in rows}
-    parts += [f"- **{system}**: {note}" for system, note in notes.items()]
-    parts += ["", *(f"- {name}: {value}" for name, value in facts.items()), ""]
+    notes = dict.fromkeys((str(row["system"]), str(row["note"])) for row in rows)
+    parts += [f"- **{system}**: {note}" for system, note in notes]
+    parts += ["", *(f"- {name.replace('_', ' ')}: {_words(value)}" for name, value in facts.items())]
+    if foreign := [float(cores) for row in rows if (cores := row.get("foreign_cores")) is not None]:
+        parts.append(
+            f"- cores busy with something else: {_cell(statistics.median(foreign))} in the median run, "
+            f"{_cell(max(foreign))} at most"
+        )
+    parts.append("")
     path.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _markdown(rows: Sequence[Row], headings: Mapping[str, str]) -> list[str]:
     head = [f"| {' | '.join(headings.values())} |", f"|{'---|' * len(headings)}"]
     return [*head, *(f"| {' | '.join(_cell(row.get(name)) for name in headings)} |" for row in rows)]
+
+
+def _words(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    nested = any(isinstance(part, Mapping) for part in value.values())
+    words = (f"{name}{':' if nested else ''} {_words(part)}" for name, part in value.items())
+    return ("; " if nested else ", ").join(words)
 
 
 def _cell(value: str | float | None) -> str:

@@ -43,7 +43,6 @@ TRAINER = (
 )
 SCENARIO = Scenario(
     seed=1,
-    topic_aliases=0,  # the embedded broker takes none
     data=DataSettings(clients=CLIENTS, alpha=10.0, per_client=100),
     task=TaskSettings(settings=TRAINER, codec="topk(0.2) | int8 | rice"),
     fold=FoldSettings(strategy="fedbuff", buffer_size=2),

@@ -310,7 +310,7 @@ NOTICE: Final = wire.pack_receipt(
 )
 MASK: Final = Mask.of(LAYOUT, np.array([False, True, False, False, True]))
 PRUNED: Final = {
-    "plan": wire.pack_plan(replace(wire.unpack_plan(EXAMPLE["plan"]), mask=MASK.encoded)),
+    "plan": wire.pack_plan(replace(wire.unpack_plan(EXAMPLE["plan"]), mask=MASK.encoded, clip_norm=1.5)),
     "update": wire.pack_update(replace(wire.unpack_update(EXAMPLE["update"]), mask=MASK.digest)),
 }
 MESSAGES: Final[dict[tuple[str, int], list[bytes]]] = {

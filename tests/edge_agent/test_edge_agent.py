@@ -546,8 +546,8 @@ def leaving(settings: Mapping[str, object], **own: object) -> Stub:
 @pytest.mark.parametrize(
     ("trainer", "factory", "message"),
     [
-        ("nonesuch", None, "one of mlp, torch-mlp"),
-        ("os:getcwd", None, "one of mlp, torch-mlp"),
+        ("nonesuch", None, "one of mlp, torch-lenet, torch-mlp"),
+        ("os:getcwd", None, "one of mlp, torch-lenet, torch-mlp"),
         ("mlp", broken, "trainer mlp cannot be made: ZeroDivisionError: in the user's code"),
         ("mlp", leaving, "SystemExit: usage"),
         ("mlp", Stub(ParamLayout((Segment(name="w", shape=(3,)),))), "another model than the plan: w [3]"),

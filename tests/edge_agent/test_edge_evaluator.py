@@ -228,7 +228,7 @@ def broken(settings: Mapping[str, object], **own: object) -> Meter:
     [
         (PLAN, broken, "RuntimeError: in the user's code"),
         (PLAN, None, "trainer.settings data"),
-        (Plan(epoch=1, layout=LAYOUT, trainer="os:getcwd"), None, "one of mlp, torch-mlp"),
+        (Plan(epoch=1, layout=LAYOUT, trainer="os:getcwd"), None, "one of mlp, torch-lenet, torch-mlp"),
         (
             Plan(epoch=1, layout=ParamLayout((Segment(name="w", shape=(1,)),)), trainer="mlp"),
             Meter(),

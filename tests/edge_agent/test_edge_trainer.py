@@ -84,8 +84,11 @@ def test_a_function_is_found_by_its_module(module: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nonesuch", r"trainer.factory = 'nonesuch' .* one of mlp, torch-mlp, or .* package.module:function"),
-        ("", "one of mlp, torch-mlp"),
+        (
+            "nonesuch",
+            r"trainer.factory = 'nonesuch' .* one of mlp, torch-lenet, torch-mlp, or .* package.module:function",
+        ),
+        ("", "one of mlp, torch-lenet, torch-mlp"),
         ("nonesuch:factory", "No module named 'nonesuch'"),
         ("json:nonesuch", "no attribute 'nonesuch'"),
         ("json:__doc__", "it is not callable"),
@@ -135,7 +138,7 @@ def test_a_plan_names_an_installed_trainer_and_nothing_else(module: str, name: s
     sys.modules.pop("this", None)
     plan = Plan(epoch=1, layout=LAYOUT, trainer=name)
 
-    with pytest.raises(SettingError, match="one of mlp, torch-mlp"):
+    with pytest.raises(SettingError, match="one of mlp, torch-lenet, torch-mlp"):
         make_trainer(plan, "", ())
     assert "this" not in sys.modules
 
