@@ -41,9 +41,9 @@ class PublishSettings:
     """How the model goes out."""
 
     keyframe_codec: str = setting("deadzone(0.9995) | range", help="pipeline of full models")
-    frame_codec: str = setting("topk(0.03) | ternary | rice", help="pipeline of frames on a frame")
+    frame_codec: str = setting("topk(0.03) | ternary(64) | rice", help="pipeline of frames on a frame")
     delta_codec: str = setting(
-        "topk(0.02) | ternary | rice", help="pipeline of differences from the last frame"
+        "topk(0.02) | ternary(64) | rice", help="pipeline of differences from the last frame"
     )
     frame_versions: int = setting(3, help="versions between frames", low=1)
     max_frames: int = setting(32, help="frames that a newcomer downloads at most", low=1, high=64)
@@ -53,6 +53,10 @@ class PublishSettings:
     chunk_bytes: int = setting(
         262_144, help="largest payload of one publish, in bytes", low=4096, high=268_435_455
     )
+
+
+#: Of a difference of which more is kept, every coordinate is sent.
+_DENSE: Final = 0.5
 
 
 def codec_setting(name: str, text: str) -> Pipeline:
@@ -203,7 +207,7 @@ class Publisher:
             error = _energy(model.vector - decoded)
             state = list(self._states(model, frames[:kept]))[-1]
             if error:  # else the codec loses nothing, and so must this frame
-                pipeline = _as_good(error, _energy(model.vector - state))
+                pipeline = _as_good((model.vector - state)[: model.layout.trainable_size], error)
             expected = stacking.expect(stack[kept:], len(payload))
             payload, decoded = self._encode(model, pipeline, state)
             stacking.learn(expected, len(payload))
@@ -267,7 +271,12 @@ def _energy(vector: ParamVector) -> float:
     return float(np.square(vector, dtype=np.float64).sum())
 
 
-def _as_good(error: float, energy: float) -> Pipeline:
-    """A pipeline for a difference of some energy that leaves about as large an error."""
-    share = 1.0 - error / energy if energy > 0 else 0.5
-    return parse_pipeline(f"deadzone({min(max(share, 0.3), 0.999):.4f}) | range")
+def _as_good(difference: ParamVector, error: float) -> Pipeline:
+    """A pipeline for a difference that leaves about as large an error: the largest coordinates, as many as it takes.
+
+    An entropy-coded quantiser would need a third less bytes, and a hundred times as long, while nobody is served.
+    """
+    energies = np.sort(np.square(difference, dtype=np.float64))
+    kept = difference.shape[0] - int(np.searchsorted(np.cumsum(energies), error))
+    share = min(max(kept, 1) / difference.shape[0], 1.0)
+    return parse_pipeline(f"topk({share:.6f}) | int8 | rice" if 5e-7 < share < _DENSE else "int8")

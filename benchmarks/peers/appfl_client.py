@@ -8,7 +8,7 @@ import torch
 from appfl.agent import ClientAgent
 from appfl.comm.grpc import GRPCClientCommunicator
 from job import Job, read_job
-from learner import load_shard, order
+from learner import load_shard, order, warm_up
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -52,6 +52,7 @@ def make_agent(job: Job, memory: dict[str, bool]) -> ClientAgent:
 def main() -> None:
     """Work until killed."""
     job = read_job()
+    warm_up()
     memory = {"optimize_memory": False} if job.options["tuned"] else {}
     agent = make_agent(job, memory)
     communicator = GRPCClientCommunicator(

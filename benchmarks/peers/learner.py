@@ -25,6 +25,13 @@ def order(job: Job, epoch: int, examples: int) -> Tensor:
     return torch.randperm(examples)
 
 
+def warm_up() -> None:
+    """The first step of any `torch.optim` loads torch's compiler; these seconds belong to the set-up."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    torch.optim.SGD([parameter], lr=0.0).step()
+
+
 class Learner:
     """Trains one client's model.
 
@@ -37,6 +44,7 @@ class Learner:
         self._images, self._labels = load_shard(job.shards[job.client])
         self._model = Mlp(**job.network)
         self._loss = nn.CrossEntropyLoss()
+        warm_up()
 
     def __len__(self) -> int:
         return len(self._labels)
