@@ -17,7 +17,7 @@ class TaskSettings:
     trainer: str = setting("mlp", help="name of the trainer that devices look up among those they have")
     settings: Table = setting((), help="what the trainer is told, as name=value,…")
     local_epochs: int = setting(1, help="passes over the local data for each update", low=1, high=10_000)
-    codec: str = setting("topk(0.005) | ternary(64) | rice", help="pipeline of updates")
+    codec: str = setting("topk(0.005) | ternary | rice", help="pipeline of updates")
     max_update_bytes: int = setting(
         DEFAULT_MAX_UPDATE_BYTES, help="largest update, all chunks together, in bytes", low=1024
     )

@@ -32,7 +32,7 @@ _TARGETS: Final = {"mlp": 0.78, "torch-lenet": 0.70}
 _UPDATES: Final = {"mlp": 500, "torch-lenet": 350}
 #: Rows are compared at this many updates, besides at the target: the curves still rise and swing there.
 _EQUAL_UPDATES: Final = 330
-_ROWS: Final = "topk(0.005) | ternary(64) | rows | range"
+_ROWS: Final = "topk(0.005) | ternary | rows | range"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ class Plan:
     trainer: str
     trainer_settings: tuple[tuple[str, Scalar], ...] = ()
     local_epochs: int = 1
-    codec: str = "topk(0.005) | ternary(64) | rice"
+    codec: str = "topk(0.005) | ternary | rice"
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     max_update_bytes: int = DEFAULT_MAX_UPDATE_BYTES
     max_staleness: int = 100
