@@ -77,6 +77,13 @@ def contenders() -> list[Contender]:
         *found,
         Contender(name="fedmq, positions by rows", task=_ROWS, fold=ours),
         Contender(name="fedmq", task=None, fold=ours),
+        # With more room, for models whose layers learn at very different rates.
+        Contender(
+            name="fedmq, 1 % up, 3 % down, K = 5",
+            task="topk(0.01) | ternary(64) | rice",
+            publish=PublishSettings(delta_codec=PublishSettings().frame_codec),
+            fold=FoldSettings(),
+        ),
     ]
 
 
