@@ -13,7 +13,8 @@ do, so that an acknowledgement that belongs to an older connection would hit ano
 A transport reconnects in `poll`, after its caller took the `Disconnected`. `poll` never blocks, whatever its
 timeout: in a single thread nothing could happen meanwhile.
 
-Every packet passes a `Wire`. Tests' wires carry it at once; a simulator's take virtual time.
+Every packet passes a `Wire`. Tests' wires carry it at once; a simulator's take virtual time. A few lines over 350:
+what the client's half of a connection does is one noun.
 """
 
 from collections import deque
