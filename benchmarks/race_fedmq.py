@@ -1,4 +1,4 @@
-"""fedmq in the race: aggregator, agents and evaluator as processes with the product's defaults, as in the demo.
+"""fedmq in the race: aggregator, agents and evaluator as processes, set as the demo sets them.
 
 The agents' trainer is `torch-mlp` behind a gate, their pauses are the workload's; every other setting is the default,
 but for the reconnection times and the period of repetitions, which are the demo's. The agents reach the broker
@@ -21,10 +21,12 @@ from fedmq.broker.mosquitto import free_port
 
 from benchmarks.race_process import Process, stop_all
 from benchmarks.race_system import Parties, Snapshot, Stage, Tail, wait_for_port
-from benchmarks.race_workload import EVERY, TRAINER
+from benchmarks.race_workload import CLIENTS, EVERY, TRAINER
+from fedmq.app.cohort import BUFFERED, SERVER_RATE
 from fedmq.app.toml import Value, write_toml
 
 _START_SECONDS: Final = 60.0
+_BUFFER: Final = round(BUFFERED * CLIENTS)
 
 
 class Fedmq:
@@ -35,8 +37,9 @@ class Fedmq:
 
     @property
     def note(self) -> str:
-        """Its defaults."""
-        return f"defaults: {FoldSettings().strategy}, {TaskSettings().codec}"
+        """Its defaults, and how the demo folds."""
+        fold = f"{FoldSettings().strategy}, K = {_BUFFER}, η = {SERVER_RATE}"
+        return f"as the demo runs it: {fold}, {TaskSettings().codec}"
 
     def prepare(self) -> dict[str, str]:
         """Nothing is to be installed."""
@@ -133,6 +136,7 @@ def _write_settings(stage: Stage, port: int) -> None:
             **common("aggregator", port),
             "model": material.model,
             "store": {"path": folder / "aggregator.db"},
+            "fold": {"buffer_size": _BUFFER, "learning_rate": SERVER_RATE},
             "task": {"trainer": TRAINER, "settings": material.settings, "resend_seconds": 20.0},
         },
     )

@@ -28,8 +28,8 @@ from .toml import Value, write_toml
 _PAUSE_SIGMA: Final = 0.9
 #: FedBuff's K as a share of the agents, and its η: what reached the target with the fewest bytes in `benchmarks.bytes`
 #: (docs/decisions/0015).
-_BUFFERED: Final = 0.3
-_SERVER_RATE: Final = 1.2
+BUFFERED: Final = 0.3
+SERVER_RATE: Final = 1.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,8 +179,8 @@ def _aggregator(
     if size is None and settings.strategy == "fedavg":
         size = settings.agents
     if size is None and settings.strategy == "fedbuff":
-        size = max(1, round(_BUFFERED * settings.agents))
-        fold["learning_rate"] = _SERVER_RATE
+        size = max(1, round(BUFFERED * settings.agents))
+        fold["learning_rate"] = SERVER_RATE
     if size is not None:
         fold["buffer_size"] = size
     if settings.staleness is not None:
