@@ -113,7 +113,7 @@ def unpack_rule(fields: Mapping[str, object]) -> Rule:
         SettingError, TypeError: it is not that.
     """
     parsed = {name: parse(str(fields[name])) for name, parse in _FORMULAS.items() if name in fields}
-    return Rule(**(dict(fields) | parsed))  # type: ignore[arg-type]
+    return Rule(**(dict(fields) | parsed))  # type: ignore[arg-type]  # the keys are the fields' names
 
 
 _FORMULAS: Final = {

@@ -13,7 +13,7 @@ def _no_report(*_args: object, **_kwargs: object) -> None:
 
 
 try:
-    import piq  # noqa: F401
+    import piq  # noqa: F401 - whether it can be imported
 except (ImportError, RuntimeError):
     for name in [name for name in sys.modules if name.partition(".")[0] in ("piq", "torchvision")]:
         del sys.modules[name]

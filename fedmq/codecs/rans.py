@@ -95,19 +95,19 @@ class Encoder(Coder):
         self.starts: list[int] = []
         self.sizes: list[int] = []
 
-    def bit(self, zero: int, bit: int = 0) -> int:  # noqa: D102
+    def bit(self, zero: int, bit: int = 0) -> int:  # noqa: D102 - see `Coder`
         self.starts.append(zero if bit else 0)
         self.sizes.append(SCALE - zero if bit else zero)
         return bit
 
-    def symbols(self, tables: Sequence[Table], symbols: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102
+    def symbols(self, tables: Sequence[Table], symbols: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102 - see `Coder`
         for table, symbol in zip(tables, symbols, strict=True):
             start = table[symbol]
             self.starts.append(start)
             self.sizes.append(table[symbol + 1] - start)
         return symbols
 
-    def digits(self, bases: Sequence[int], digits: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102
+    def digits(self, bases: Sequence[int], digits: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102 - see `Coder`
         for base, digit in zip(bases, digits, strict=True):
             start = (digit << SCALE_BITS) // base
             self.starts.append(start)
@@ -156,7 +156,7 @@ class Decoder(Coder):
         self._state = self._words[0] << 16 | self._words[1]
         self._position = 2
 
-    def bit(self, zero: int, bit: int = 0) -> int:  # noqa: D102
+    def bit(self, zero: int, bit: int = 0) -> int:  # noqa: D102 - see `Coder`
         slot = self._state % SCALE
         bit = int(slot >= zero)
         start, size = (zero, SCALE - zero) if bit else (0, zero)
@@ -168,7 +168,7 @@ class Decoder(Coder):
             self._position += 1
         return bit
 
-    def symbols(self, tables: Sequence[Table], symbols: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102
+    def symbols(self, tables: Sequence[Table], symbols: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102 - see `Coder`
         # Names of this function alone and no calls: this loop is most of the time of a decode.
         state, position, words = self._state, self._position, self._words
         found = []
@@ -187,7 +187,7 @@ class Decoder(Coder):
         self._state, self._position = state, position
         return found
 
-    def digits(self, bases: Sequence[int], digits: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102
+    def digits(self, bases: Sequence[int], digits: Sequence[int] = ()) -> Sequence[int]:  # noqa: D102 - see `Coder`
         state, position, words = self._state, self._position, self._words
         found = []
         try:
