@@ -12,6 +12,7 @@ The table in words:
 
     IDLE ─READY→ PULLING ─MODEL→ TRAINING ─TRAINED→ UPLOADING ─READY→ PULLING    round and round
     PULLING ─KNOWN→ WAITING ─MODEL→ TRAINING           a version counts once: until there is a newer one
+    UPLOADING ─READY→ …                                 with the receipt, or when it takes too long
     UPLOADING ─FULL→ WAITING ─READY→ PULLING           until receipts have made room
     TRAINING ─FAILED→ SLEEPING ─RESTED→ IDLE           longer each time
     PULLING | UPLOADING | WAITING ─BLOCKED→ IDLE       until what is missing is back
@@ -37,7 +38,7 @@ class State(StrEnum):
 class Signal(Enum):
     """What moves an agent from one state to another."""
 
-    READY = auto()  # connection, plan, aggregator and room in the outbox are there
+    READY = auto()  # connection, plan, aggregator and room in the outbox are there, the last update is delivered
     BLOCKED = auto()  # the connection, the plan or the aggregator went away
     FULL = auto()  # the outbox has no room
     MODEL = auto()  # a model to train from is in hand
@@ -65,6 +66,10 @@ TRANSITIONS: Final[Mapping[tuple[State, Signal], State]] = {
 
 #: A retained receipt gets this long, after a connect, to make sending again unnecessary.
 RECEIPT_GRACE: Final = 1.0
+#: So long, after the broker has taken an update, the next pull waits for the receipt. The model that it then brings was
+#: published after the update was folded, which makes updates less stale: what FedBuff's protocol presumes (Nguyen et
+#: al. 2022, Algorithm 1). An aggregator that takes longer keeps nobody from training.
+RECEIPT_WAIT: Final = 1.0
 #: A pull that has brought nothing for this long is begun anew; the next one may take twice as long, so that a link on
 #: which one chunk takes minutes gets it in the end.
 PULL_SECONDS: Final = 30.0
@@ -217,16 +222,11 @@ class EdgeSession:
         self._resend_seconds = 60.0
         self._trained_on: tuple[int, int] | None = None
         self._model: tuple[int, int] | None = None
-        self._uploading: int | None = None
+        self._uploading = 0  # the newest update; sequence numbers begin with 1
         self._timer = 0.0
         self._pull_seconds = PULL_SECONDS
         self._failures = 0
         self.listening = False  # whether the model is subscribed to
-
-    @property
-    def _is_uploaded(self) -> bool:
-        """Whether the newest update is with the broker, or must wait for another attempt."""
-        return self._uploading is None or self._due.get(self._uploading, 0.0) is not None
 
     @property
     def _can_work(self) -> bool:
@@ -271,6 +271,8 @@ class EdgeSession:
             case Taken(seq=seq):
                 if seq in self._due:
                     self._due[seq] = now + self._resend_seconds
+                    if seq == self._uploading and self.state is State.UPLOADING:
+                        self._timer = now + RECEIPT_WAIT
             case NotTaken(seq=seq):
                 if seq in self._due:
                     times = self._refusals[seq] = self._refusals.get(seq, 0) + 1
@@ -297,7 +299,7 @@ class EdgeSession:
             effects += self._move(Signal.BLOCKED, now)
         elif self._is_full:
             effects += self._move(Signal.FULL, now)
-        elif self.state is State.IDLE or (self.state is State.UPLOADING and self._is_uploaded):
+        elif self.state is State.IDLE or (self.state is State.UPLOADING and self._is_uploaded(now)):
             effects += self._move(Signal.READY, now)
         elif self.state is State.PULLING and now >= self._timer:
             self._pull_seconds = min(2 * self._pull_seconds, MAX_PULL_SECONDS)
@@ -310,9 +312,16 @@ class EdgeSession:
     def next_tick(self) -> float | None:
         """When `tick` should be called at the latest, None for whenever something happens."""
         times = [due for due in self._due.values() if due is not None] if self._aggregator_online else []
-        if self.state in (State.PULLING, State.SLEEPING):
+        waits = self.state is State.UPLOADING and self._due.get(self._uploading) is not None
+        if waits or self.state in (State.PULLING, State.SLEEPING):
             times.append(self._timer)
         return min(times, default=None)
+
+    def _is_uploaded(self, now: float) -> bool:
+        """Whether the newest update has its receipt, or is with the broker or refused by it, and was waited for."""
+        if self._uploading not in self._due:
+            return True
+        return self._due[self._uploading] is not None and now >= self._timer
 
     def _see_aggregator(self, online: bool, boot: int, now: float) -> None:
         if not online and self._aggregator_online and boot != self._aggregator_boot:
@@ -344,6 +353,8 @@ class EdgeSession:
                 effects.append(Pull())
             case State.TRAINING:
                 effects.append(Train())
+            case State.UPLOADING:
+                self._timer = now
             case State.SLEEPING:
                 self._timer = now + min(REST_SECONDS * 2.0 ** min(self._failures - 1, 10), MAX_REST_SECONDS)
         return effects
