@@ -23,7 +23,7 @@ from fedmq.aggregator.strategy import FoldSettings
 from fedmq.aggregator.tasks import TaskSettings
 from fedmq.edge_agent.agent import DISK_RETRY_SECONDS, Agent
 from fedmq.edge_agent.outbox import Outbox
-from fedmq.edge_agent.session import PULL_SECONDS, RECEIPT_GRACE, REST_SECONDS, State
+from fedmq.edge_agent.session import PULL_SECONDS, RECEIPT_GRACE, RECEIPT_WAIT, REST_SECONDS, State
 from fedmq.edge_agent.settings import AgentSettings, OutboxSettings, TrainerSettings
 from fedmq.edge_agent.trainer import Task, TrainerFactory, TrainResult
 
@@ -647,7 +647,9 @@ def test_a_full_outbox_waits_and_then_goes_on(federation: Federation, bounds: Ma
     federation.serve(fold=ON_AND_ON)
     stub = Stub()
     agent = federation.join(stub, bounds=bounds)
-    federation.until(lambda: agent._outbox.is_full, serve=False)
+    while not agent._outbox.is_full:  # no receipt comes
+        federation.settle(serve=False)
+        federation.now += RECEIPT_WAIT
     held = stub.trained
     federation.now += 5 * PULL_SECONDS
     federation.settle(serve=False)

@@ -14,6 +14,7 @@ from fedmq.edge_agent.feedback import encode_with_feedback, give_back
 from fedmq.edge_agent.localdata import LocalData
 from fedmq.edge_agent.numpy_trainer import MlpTrainer
 from fedmq.edge_agent.outbox import Outbox
+from fedmq.edge_agent.session import RECEIPT_WAIT
 from fedmq.edge_agent.settings import AgentSettings, EvaluatorSettings, OutboxSettings
 from fedmq.edge_agent.trainer import Task, TrainResult
 from fedmq.edge_agent.update import put_update, take_back
@@ -328,8 +329,8 @@ class Stage:
     """A broker with a plan, a model and an aggregator of paper, and a device with a trainer that ends when told to."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.broker = MemoryBroker(clock=lambda: 0.0)
+        self.folder, self.now = folder, 0.0
+        self.broker = MemoryBroker(clock=lambda: self.now)
         self.trainer = Stubborn()
         self.work: list[Callable[[], None]] = []
         self.vector = RNG.normal(size=LAYOUT.size).astype(np.float32)
@@ -346,7 +347,7 @@ class Stage:
         self.outbox = Outbox(self.folder / "outbox.db")
         settings = AgentSettings(client=CLIENT, outbox=OutboxSettings(folder=self.folder))
         self.agent = Agent(
-            settings, self.outbox, self.connect, self.trainer, lambda: 0.0, spawn=self.work_later
+            settings, self.outbox, self.connect, self.trainer, lambda: self.now, spawn=self.work_later
         )
         self.agent.transport.start()
 
@@ -383,7 +384,10 @@ class Stage:
         self.settle()
 
     def settle(self) -> None:
-        """Let the device do what there is to do, but for the training."""
+        """Let the device do what there is to do, but for the training; no receipt comes."""
+        for _ in range(20):
+            self.agent.turn()
+        self.now += RECEIPT_WAIT
         for _ in range(20):
             self.agent.turn()
         while (event := self.ears.poll(0)) is not None:

@@ -12,6 +12,7 @@ from fedmq.edge_agent.session import (
     MIN_RESEND_SECONDS,
     PULL_SECONDS,
     RECEIPT_GRACE,
+    RECEIPT_WAIT,
     REST_SECONDS,
     TRANSITIONS,
     AggregatorSeen,
@@ -102,7 +103,9 @@ def test_every_state_is_entered_and_left() -> None:
         (made(Linked(), plan()), ONLINE, 0.0, State.PULLING),
         (pulling(), MODEL, 0.0, State.TRAINING),
         (pulling(), OFFLINE, 0.0, State.IDLE),
-        (uploading(), Taken(seq=1), 0.0, State.PULLING),
+        (uploading(), Settled(seqs=(1,), is_full=False), 0.0, State.PULLING),
+        (uploading(), Taken(seq=1), 0.0, State.UPLOADING),
+        (uploading(), NotTaken(seq=1), 0.0, State.PULLING),
         (uploading(), Unlinked(), 0.0, State.IDLE),
         (made(Linked(), plan(), ONLINE, MODEL), Trained(seq=1, is_full=False), 0.0, State.UPLOADING),
         (made(Linked(), plan(), ONLINE, MODEL), Trained(seq=1, is_full=True), 0.0, State.WAITING),
@@ -140,15 +143,15 @@ def test_every_entry_of_the_table_is_taken() -> None:
         (None, REST_SECONDS),
         (MODEL, 10),
         (Trained(seq=1, is_full=False), 10),
-        (Taken(seq=1), 10),
+        (Settled(seqs=(1,), is_full=False), 10),
         (MODEL, 10),
         (ModelSeen(epoch=1, version=2), 10),
         (Trained(seq=2, is_full=True), 10),
-        (Settled(seqs=(1,), is_full=False), 10),
+        (Settled(seqs=(2,), is_full=False), 10),
         (ModelSeen(epoch=1, version=3), 10),
         (Trained(seq=3, is_full=True), 10),
         (OFFLINE, 10),
-        (Settled(seqs=(2, 3), is_full=False), 10),
+        (Settled(seqs=(3,), is_full=False), 10),
         (ONLINE, 10),
         (ModelSeen(epoch=1, version=4), 10),
         (Trained(seq=4, is_full=False), 10),
@@ -193,7 +196,7 @@ def test_a_model_that_comes_after_the_pull_does_not_count_as_trained_on() -> Non
     session.handle(MODEL, 0.0)
     session.handle(ModelSeen(epoch=1, version=2), 0.0)
     session.handle(Trained(seq=1, is_full=False), 0.0)
-    session.handle(Taken(seq=1), 0.0)
+    session.handle(Settled(seqs=(1,), is_full=False), 0.0)
     effects = session.handle(ModelSeen(epoch=1, version=2), 0.0)
 
     assert effects == [StopPulling(), Train()]
@@ -202,7 +205,7 @@ def test_a_model_that_comes_after_the_pull_does_not_count_as_trained_on() -> Non
 def test_a_version_is_trained_on_once_when_the_plan_says_so() -> None:
     """The agent goes on listening, and trains on the next version as soon as it comes."""
     session = uploading(once=True)
-    session.handle(Taken(seq=1), 0.0)
+    session.handle(Settled(seqs=(1,), is_full=False), 0.0)
     session.handle(MODEL, 0.0)
 
     assert (State.WAITING, True) == (session.state, session.listening)
@@ -213,9 +216,30 @@ def test_a_version_is_trained_on_once_when_the_plan_says_so() -> None:
 def test_a_version_may_be_trained_on_again_otherwise() -> None:
     """Asynchronous federations do not wait."""
     session = uploading()
-    session.handle(Taken(seq=1), 0.0)
+    session.handle(Settled(seqs=(1,), is_full=False), 0.0)
 
     assert session.handle(MODEL, 0.0) == [StopPulling(), Train()]
+
+
+def test_the_next_pull_waits_for_the_receipt() -> None:
+    """So that the model that it brings holds the last update; for so long from the PUBACK, and no longer."""
+    session = uploading()
+
+    assert session.next_tick() is None  # it is on its way
+    assert session.handle(Taken(seq=1), 5.0) == []
+    assert session.next_tick() == 5.0 + RECEIPT_WAIT
+    assert session.tick(5.0 + RECEIPT_WAIT - 0.1) == []
+    assert session.tick(5.0 + RECEIPT_WAIT) == [Pull()]
+
+
+def test_the_next_pull_waits_for_no_receipt_of_an_older_update() -> None:
+    """A receipt that settles only what came before leaves the newest one waiting; one that settles it does not."""
+    session = made(Linked(), plan(), ONLINE, MODEL, pending=(1,))
+    session.handle(Trained(seq=2, is_full=False), 0.0)
+    session.handle(Taken(seq=2), 0.0)
+
+    assert session.handle(Settled(seqs=(1,), is_full=False), 0.1) == []
+    assert session.handle(Settled(seqs=(2,), is_full=False), 0.2) == [Pull()]
 
 
 def test_an_update_is_sent_as_soon_as_it_is_there() -> None:
@@ -363,7 +387,7 @@ def test_the_rest_after_failures_doubles_up_to_a_bound(failures: int) -> None:
     assert rest == pytest.approx(min(REST_SECONDS * 2 ** (failures - 1), MAX_REST_SECONDS))
     session.handle(MODEL, now)
     session.handle(Trained(seq=1, is_full=False), now)
-    session.handle(Taken(seq=1), now)
+    session.handle(Settled(seqs=(1,), is_full=False), now)
     session.handle(MODEL, now)
     session.handle(TrainingFailed(), now)
     assert session._timer == now + REST_SECONDS
@@ -396,7 +420,8 @@ def test_an_unusable_plan_ends_the_pull_but_not_the_delivery() -> None:
     session = uploading()
     session.handle(Taken(seq=1), 0.0)
 
-    assert session.handle(plan(usable=False), 1.0) == [StopPulling()]
+    assert session.tick(RECEIPT_WAIT) == [Pull()]
+    assert session.handle(plan(usable=False), 2.0) == [StopPulling()]
     assert sends(session.tick(60.0)) == [1]
 
 
@@ -412,7 +437,7 @@ def test_a_pull_that_brings_nothing_gets_more_time_when_it_is_begun_anew() -> No
         assert session.tick(now) == [StopPulling(), Pull()]
     session.handle(ModelSeen(epoch=1, version=1), now)
     session.handle(Trained(seq=1, is_full=False), now)
-    session.handle(Taken(seq=1), now)
+    session.handle(Settled(seqs=(1,), is_full=False), now)
 
     assert [30 * 2**n for n in range(8)] + [3840] == waits
     assert session.state is State.PULLING

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fedmq.aggregator.strategy import FoldSettings
+from fedmq.edge_agent.session import RECEIPT_WAIT
 from virtual_federation import AGGREGATOR, Federation
 
 from fedmq.types import Rejection
@@ -27,6 +28,7 @@ def test_a_device_that_was_away_for_a_month_goes_on(
     world.broker.block(world.client_id(BUSY))
     for _ in range(40):  # the aggregator takes nothing meanwhile
         world.turn(AWAY)
+        world.now += RECEIPT_WAIT / 4
     brought = away.outbox.pending()
     world.broker.block(AGGREGATOR)
     world.broker.stop(forget=True)

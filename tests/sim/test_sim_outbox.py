@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fedmq.aggregator.strategy import FoldSettings
+from fedmq.edge_agent.session import RECEIPT_WAIT
 from virtual_federation import RESEND, Federation
 
 FOLD = FoldSettings(strategy="fedasync", staleness="constant")
@@ -25,6 +26,7 @@ def fill(world: Federation) -> list[int]:
     world.all_turn(6)
     for _ in range(60):
         world.turn(0)
+        world.now += RECEIPT_WAIT / 4
     return world.devices[0].outbox.pending()
 
 
