@@ -20,7 +20,7 @@ from fedmq.plan import Scalar
 from fedmq.settings import setting
 
 from .datasets import Dataset
-from .partition import dirichlet_partition
+from .partition import SPLITS, partition
 from .shards import save_shards
 from .toml import Value, write_toml
 
@@ -37,9 +37,14 @@ class CohortSettings:
     """Who learns, from what, and how."""
 
     agents: int = setting(10, help="how many edge agents", low=1)
+    split: str = setting(
+        "auto",
+        help="who holds which examples; auto is user where the data says whose they are, otherwise dirichlet",
+        choices=SPLITS,
+    )
     alpha: float = setting(0.3, help="Dirichlet concentration: 0.1 very uneven labels, 100 nearly even")
     per_client: int | None = setting(
-        None, help="training images of each agent; 1000 if there are as many", low=1
+        None, help="training examples of each agent by Dirichlet; 1000 if there are as many", low=1
     )
     seed: int = setting(0, help="seed of partition, initial model and shuffling", low=0)
     trainer: str = setting("torch-mlp", help="torch-mlp or mlp (numpy)")
@@ -115,12 +120,13 @@ def make_cohort(
         SettingError: a setting cannot be used.
     """
     clients = tuple(f"agent-{index:02d}" for index in range(settings.agents))
-    share = len(dataset.train_labels) // settings.agents
-    parts = dirichlet_partition(
+    parts = partition(
         dataset.train_labels,
+        dataset.train_owners,
+        split=settings.split,
         clients=settings.agents,
         alpha=settings.alpha,
-        per_client=min(1000, share) if settings.per_client is None else settings.per_client,
+        per_client=settings.per_client,
         seed=settings.seed,
     )
     for name in ("data", "events", "logs", "state"):

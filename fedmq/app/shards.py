@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .datasets import Dataset, load_dataset
-from .partition import dirichlet_partition
+from .partition import partition
 
 
 def save_shards(
@@ -40,7 +40,7 @@ def save_shards(
 
 
 def write_shards(
-    folder: Path, data: str, *, clients: int, alpha: float, per_client: int | None, seed: int
+    folder: Path, data: str, *, split: str, clients: int, alpha: float, per_client: int | None, seed: int
 ) -> list[str]:
     """Load, partition and write; returns lines that say what was done.
 
@@ -49,12 +49,24 @@ def write_shards(
         SettingError: the partition is impossible.
     """
     dataset = load_dataset(data, cache=folder / "cache")
-    parts = dirichlet_partition(
-        dataset.train_labels, clients=clients, alpha=alpha, per_client=per_client, seed=seed
+    if per_client is None:
+        per_client = len(dataset.train_labels) // max(clients, 1)
+    parts = partition(
+        dataset.train_labels,
+        dataset.train_owners,
+        split=split,
+        clients=clients,
+        alpha=alpha,
+        per_client=per_client,
+        seed=seed,
     )
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"shard-{index}" for index in range(clients)]
     paths = save_shards(folder, dataset, parts, names)
     sizes = {name: len(part) for name, part in zip(names, parts, strict=True)}
-    lines = [f"{paths[name]}: {size} training images" for name, size in sizes.items()]
-    return [dataset.describe(), *lines, f"{paths['test']}: {len(dataset.test_labels)} test images"]
+    lines = [f"{paths[name]}: {size} training {dataset.examples}" for name, size in sizes.items()]
+    return [
+        dataset.describe(),
+        *lines,
+        f"{paths['test']}: {len(dataset.test_labels)} test {dataset.examples}",
+    ]

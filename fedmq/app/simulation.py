@@ -23,7 +23,7 @@ from fedmq.plan import Scalar
 from fedmq.transport.base import Traffic
 
 from .datasets import Dataset, load_dataset
-from .partition import dirichlet_partition
+from .partition import partition
 from .resources import allow_open_files, one_blas_thread, scratch_folder
 from .runlog import AgentState, AggregatorState, ClientTraffic, Evaluation, Event, Fold, Refusal
 from .scenario import Scenario
@@ -35,7 +35,6 @@ from .virtual_time import Agenda
 
 __all__ = ["SimulationResult", "simulate"]
 
-_PER_CLIENT: Final = 1000
 #: SQLite's three, and the lock.
 _FILES_A_DEVICE: Final = 4
 _OTHER_FILES: Final = 256
@@ -213,13 +212,13 @@ class _Simulation:
 
 def _cut(scenario: Scenario, dataset: Dataset, folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """Give each client its file, as the demo does."""
-    share = len(dataset.train_labels) // len(names)
-    wanted = scenario.data.per_client
-    parts = dirichlet_partition(
+    parts = partition(
         dataset.train_labels,
+        dataset.train_owners,
+        split=scenario.data.split,
         clients=len(names),
         alpha=scenario.data.alpha,
-        per_client=min(_PER_CLIENT, share) if wanted is None else wanted,
+        per_client=scenario.data.per_client,
         seed=scenario.seed,
     )
     return save_shards(folder, dataset, parts, names)

@@ -137,8 +137,8 @@ def test_the_simulator_and_mqtt_agree(
 ) -> None:
     """In versions, staleness and accuracy, and in bytes of an update up; down within a factor of two.
 
-    Down they differ by the heads of versions that come while an agent is still subscribed: half of what this small model
-    takes, and how many there are is up to the machine's scheduling of threads.
+    Down they differ by the heads of versions that come while an agent is still subscribed: half of what this small
+    model takes, and how many there are is up to the machine's scheduling of threads.
     """
     real = over_mqtt(blobs, tmp_path, monkeypatch)
     virtual = simulate(SCENARIO, dataset=blobs)

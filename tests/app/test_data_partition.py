@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rich.console import Console
 
-from fedmq.app.partition import dirichlet_partition, partition_picture
+from fedmq.app.partition import dirichlet_partition, partition, shard_partition, user_partition
+from fedmq.app.partition_picture import partition_picture
 from fedmq.errors import SettingError
 
 
@@ -168,3 +169,62 @@ def test_a_large_picture_is_cut_and_says_so() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "… and 5 more clients" in text
     assert "… and 10 more classes" in text
+
+
+@given(clients=st.integers(1, 12), classes=st.integers(1, 6), seed=st.integers(0, 9))
+def test_shards_are_disjoint_and_of_few_classes(clients: int, classes: int, seed: int) -> None:
+    """Every example is given away once; two shards of sorted labels touch at most four classes when they are small."""
+    labels = balanced(classes, 2 * clients)
+    parts = shard_partition(labels, clients=clients, seed=seed)
+
+    assert list(range(len(labels))) == sorted(np.concatenate(parts).tolist())
+    assert {2 * classes} == {len(part) for part in parts}
+    if clients >= classes:
+        assert max(len(np.unique(labels[part])) for part in parts) <= 4
+
+
+def test_the_first_users_get_what_is_theirs() -> None:
+    """In the data's order; nobody else's."""
+    owners = np.array([7, 3, 7, 5, 3, 3])
+
+    assert [[1, 4, 5], [3]] == [part.tolist() for part in user_partition(owners, clients=2)]
+
+
+def test_a_split_is_chosen_by_name() -> None:
+    """And `auto` by what the data knows."""
+    labels, owners = balanced(2, 6), np.repeat([1, 2, 3], 4)
+    settings: dict[str, Any] = {"clients": 3, "alpha": 0.5, "per_client": None, "seed": 0}
+
+    def of(split: str, owners: NDArray[np.int64] | None) -> list[list[int]]:
+        return [part.tolist() for part in partition(labels, owners, split=split, **settings)]
+
+    assert (
+        of("user", owners)
+        == of("auto", owners)
+        == [part.tolist() for part in user_partition(owners, clients=3)]
+    )
+    assert of("dirichlet", owners) == of("auto", None)
+    assert of("shards", owners) == [p.tolist() for p in shard_partition(labels, clients=3, seed=0)]
+    with pytest.raises(SettingError, match=r"split = 'user' .* does not say whose its examples are"):
+        of("user", None)
+
+
+@pytest.mark.parametrize(
+    ("split", "clients", "message"),
+    [
+        ("user", 4, "the data is of 3 users; use 1 to 3"),
+        ("shards", 7, "12 examples in two shards each allow 1 to 6"),
+    ],
+)
+def test_too_many_clients_are_refused(split: str, clients: int, message: str) -> None:
+    """With the number that would be allowed."""
+    with pytest.raises(SettingError, match=message):
+        partition(
+            balanced(2, 6),
+            np.repeat([1, 2, 3], 4),
+            split=split,
+            clients=clients,
+            alpha=1.0,
+            per_client=None,
+            seed=0,
+        )
