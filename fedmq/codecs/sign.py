@@ -17,7 +17,51 @@ from fedmq.geometry import MAX_LENGTH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ternary(Quantizer):
+class _Signs(Quantizer):
+    """What both have in common; a subclass has a field `block`."""
+
+    block: int
+
+    def __post_init__(self) -> None:
+        require_block(self, self.block)
+
+    @property
+    def bits(self) -> int:
+        """Return 1."""
+        return 1
+
+    def parameter_count(self, count: int) -> int:
+        """Return one magnitude for each block begun."""
+        return count_blocks(count, self.block)
+
+    def quantize(self, values: FloatVector) -> Symbols:
+        """Take each block's mean magnitude and the signs."""
+        block, whole = self.block, values.shape[0] // self.block * self.block
+        means = [NO_PARAMETERS]
+        # Summed in float64, rounded to float32. The shorter last block is not padded: that could change its sum.
+        for part, length in ((values[:whole], block), (values[whole:], values.shape[0] - whole)):
+            if part.shape[0]:
+                mean = np.abs(part).reshape(-1, length).mean(axis=1, dtype=np.float64)
+                means.append(mean.astype(np.float32))
+        return Symbols(parameters=np.concatenate(means), codes=(values < 0).view(np.uint8))
+
+    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
+        """Return the magnitudes with each sign; no arithmetic, so exact.
+
+        Raises:
+            ValueError: a magnitude is negative or not finite.
+        """
+        magnitudes, codes = symbols.parameters, symbols.codes
+        bad = ~np.isfinite(magnitudes) | np.signbit(magnitudes)
+        if bad.any():
+            raise ValueError(f"a magnitude of {magnitudes[bad][0]} cannot be used")
+        of_each = spread(magnitudes, self.block, codes.shape[0])
+        values: FloatVector = np.where(codes, -of_each, of_each)
+        return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ternary(_Signs):
     """One magnitude for all kept values, or for each block of them, and a sign bit each.
 
     STC (Sattler et al. 2019, arXiv 1903.02891), Algorithm 1, for one block.
@@ -32,33 +76,9 @@ class Ternary(Quantizer):
     codes_zero: ClassVar[bool] = False
     block: int = MAX_LENGTH
 
-    def __post_init__(self) -> None:
-        require_block(self, self.block)
-
-    @property
-    def bits(self) -> int:
-        """Return 1."""
-        return 1
-
-    def parameter_count(self, count: int) -> int:
-        """Return one magnitude for each block begun."""
-        return count_blocks(count, self.block)
-
-    def quantize(self, values: FloatVector) -> Symbols:
-        """Take each block's mean magnitude and the signs."""
-        return _quantize(values, self.block)
-
-    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
-        """Return the magnitudes with each sign; no arithmetic, so exact.
-
-        Raises:
-            ValueError: a magnitude is negative or not finite.
-        """
-        return _dequantize(symbols, self.block)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sign(Quantizer):
+class Sign(_Signs):
     """One magnitude for each block of values and a sign bit each, for dense vectors.
 
     EF-signSGD (Karimireddy et al. 2019, arXiv 1901.09847), Algorithm 1, with blocks in place of layers. A zero is
@@ -73,47 +93,3 @@ class Sign(Quantizer):
 
     id: ClassVar[str] = "sign"
     block: int = 1024
-
-    def __post_init__(self) -> None:
-        require_block(self, self.block)
-
-    @property
-    def bits(self) -> int:
-        """Return 1."""
-        return 1
-
-    def parameter_count(self, count: int) -> int:
-        """Return one magnitude for each block begun."""
-        return count_blocks(count, self.block)
-
-    def quantize(self, values: FloatVector) -> Symbols:
-        """Take each block's mean magnitude and the signs."""
-        return _quantize(values, self.block)
-
-    def dequantize(self, symbols: Symbols, count: int) -> FloatVector:
-        """Return the magnitudes with each sign; no arithmetic, so exact.
-
-        Raises:
-            ValueError: a magnitude is negative or not finite.
-        """
-        return _dequantize(symbols, self.block)
-
-
-def _quantize(values: FloatVector, block: int) -> Symbols:
-    whole = values.shape[0] // block * block
-    means = [NO_PARAMETERS]
-    # Summed in float64, rounded to float32. The shorter last block is not padded: that could change its sum.
-    for part, length in ((values[:whole], block), (values[whole:], values.shape[0] - whole)):
-        if part.shape[0]:
-            means.append(np.abs(part).reshape(-1, length).mean(axis=1, dtype=np.float64).astype(np.float32))
-    return Symbols(parameters=np.concatenate(means), codes=(values < 0).view(np.uint8))
-
-
-def _dequantize(symbols: Symbols, block: int) -> FloatVector:
-    magnitudes, codes = symbols.parameters, symbols.codes
-    bad = ~np.isfinite(magnitudes) | np.signbit(magnitudes)
-    if bad.any():
-        raise ValueError(f"a magnitude of {magnitudes[bad][0]} cannot be used")
-    of_each = spread(magnitudes, block, codes.shape[0])
-    values: FloatVector = np.where(codes, -of_each, of_each)
-    return values

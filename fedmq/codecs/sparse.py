@@ -14,19 +14,21 @@ from numpy.typing import NDArray
 from fedmq.codecs.base import Codec, Sparsifier
 from fedmq.codecs.vector import FloatVector, IndexVector
 from fedmq.errors import CodecError
-from fedmq.geometry import Geometry
+from fedmq.geometry import MAX_LENGTH, Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopK(Sparsifier):
     """Keep the fraction of coordinates with the largest magnitude, over the whole vector.
 
-    Of n coordinates it keeps `max(1, round(fraction * n))`, ties going to the lowest index. Zeros are never
+    Of n coordinates it keeps `max(least, round(fraction * n))`, ties going to the lowest index. Zeros are never
     kept, so a vector with fewer non-zero coordinates keeps just those. Sparsification with error feedback:
     Aji and Heafield 2017; the global choice: Sattler et al. 2019 (STC, arXiv 1903.02891), Algorithm 1.
 
     Attributes:
         fraction: the share to keep, in (0, 1].
+        least: coordinates to keep in any case, as far as there are so many. A share that is right for a large model
+            starves a small one, whose messages are mostly envelope anyway.
 
     Examples:
         >>> TopK(fraction=0.5).select(np.array([1, -3, 0, 2], np.float32), Geometry.flat(4))
@@ -35,17 +37,22 @@ class TopK(Sparsifier):
 
     id: ClassVar[str] = "topk"
     fraction: float
+    least: int = 1
 
     def __post_init__(self) -> None:
         require_share(self, "fraction", self.fraction)
+        if not 1 <= self.least <= MAX_LENGTH:
+            raise CodecError(
+                f"topk: least = {self.least!r} cannot be used: it is a number of coordinates from 1 to 2**31 - 1"
+            )
 
     def select(self, vector: FloatVector, geometry: Geometry) -> IndexVector:
         """Choose the coordinates of largest magnitude: int32, increasing."""
         return select_largest(vector, self.max_count(geometry))
 
     def max_count(self, geometry: Geometry) -> int:
-        """Return `max(1, round(fraction * length))`, and 0 for an empty vector."""
-        return share_of(geometry.length, self.fraction)
+        """Return `max(least, round(fraction * length))`, and never more than there are."""
+        return max(min(self.least, geometry.length), share_of(geometry.length, self.fraction))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,7 @@ class Pipeline:
 
 KINDS: Final[dict[str, dict[str, tuple[float | None, ...]]]] = {
     "transform": {"lowrank": (None,)},
-    "sparsifier": {"topk": (None,), "topk_each": (None,), "threshold": (None, 0.1), "budget": (None, 1.0)},
+    "sparsifier": {"topk": (None, 1), "topk_each": (None,), "threshold": (None, 0.1), "budget": (None, 1.0)},
     "seeded": {"randomk": (None,)},
     "quantiser": {
         "float32": (),
@@ -135,7 +135,10 @@ def most(sparsifier: Stage, shapes: Shapes) -> int:
     """How many coordinates a payload holds at most; of a seeded one exactly."""
     length = total(shapes)
     match sparsifier.name:
-        case "topk" | "randomk":
+        case "topk":
+            fraction, least = sparsifier.arguments
+            return min(length, max(int(least), share(fraction, length)))
+        case "randomk":
             return share(sparsifier.arguments[0], length)
         case "topk_each":
             return sum(share(sparsifier.arguments[0], rows * columns) for rows, columns in shapes)

@@ -69,6 +69,7 @@ PIPELINES = (
         for positions in ("rice", "bitmap", "u32")
     ),
     "topk(0.3) | ternary(8) | rice",
+    "topk(0.001, 40) | ternary(8) | rice",
     "topk_each(0.2) | float32 | rice",
     "threshold(0.001) | int8(16) | rice",
     "threshold(1e-09, 0.3) | float16 | bitmap",

@@ -41,6 +41,7 @@ from fedmq.errors import WireError
 from fedmq.layout import ParamLayout, Segment, SegmentKind
 from fedmq.mask import Mask
 from fedmq.plan import DEFAULT_CHUNK_BYTES, DEFAULT_MAX_UPDATE_BYTES, Plan
+from fedmq.share import Share
 from fedmq.topics import Topics
 from fedmq.types import (
     Chunk,
@@ -162,6 +163,9 @@ def worked_example() -> dict[str, bytes]:
         "chunk": wire.pack_chunk(chunk),
         "receipt": receipts[0],
         "refusal": receipts[1],
+        "share": wire.pack_share(
+            Share(boot=4004, local_steps=40, codec="topk(0.2) | ternary | rice", wait=2.5, jitter=5.0)
+        ),
         "head-1": wire.pack_head(second.head),
         "frame": frame,
         "head-2": wire.pack_head(third.head),
@@ -319,6 +323,7 @@ MESSAGES: Final[dict[tuple[str, int], list[bytes]]] = {
     ("update", 0): [EXAMPLE["update"], PRUNED["update"]],
     ("update", 1): [EXAMPLE["chunk"]],
     ("receipt", 0): [EXAMPLE["refusal"], NOTICE],
+    ("task", 0): [EXAMPLE["share"]],
     ("client and aggregator", 0): [EXAMPLE["client"], EXAMPLE["aggregator"]],
 }
 TYPES: Final[dict[str, type]] = {
