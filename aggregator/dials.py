@@ -34,13 +34,14 @@ class _Defaults:
     late: str = "refuse"
     optimizer: str = "sgd"
     delay_limit: int | None = None
+    memory: int = 1
 
 
 _STRATEGIES: Final[Mapping[str, _Defaults]] = {
     "fedbuff": _Defaults(staleness="polynomial(0.5)"),
     "fedasync": _Defaults(buffer_size=1, staleness="polynomial(0.5)", learning_rate=0.6),
     "fedavg": _Defaults(buffer_size=0, weighting="examples", max_staleness=0),
-    "ca2fl": _Defaults(late="refresh"),
+    "ca2fl": _Defaults(staleness="polynomial(0.5)", late="refresh", memory=4),
     "fedfa": _Defaults(buffer_size=1),
     "fadas": _Defaults(optimizer="amsgrad", learning_rate=1e-3, delay_limit=1),
 }
@@ -87,7 +88,8 @@ class FoldSettings:
         help="the server's: sgd, adagrad(beta1, epsilon), adam(beta1, beta2, epsilon), yogi(…), amsgrad(…)",
     )
     schedule: str = setting(
-        "constant", help="of η: constant, step(n, g), exponential(g), root(n), cosine(n, low); n in versions"
+        "constant",
+        help="of η: constant, step(n, g), exponential(g), root(n, low), cosine(n, low); n in versions",
     )
     warmup_versions: int = setting(0, help="versions in which η rises to its size", low=0)
     delay_limit: int | None = setting(
@@ -112,6 +114,19 @@ class FoldSettings:
     window: int | None = setting(None, help="updates in each step of fedfa; 5 if not given", low=1)
     clients: int | None = setting(
         None, help="clients that ca2fl averages over; those it remembers if not given", low=1
+    )
+    memory: int | None = setting(
+        None,
+        help="last updates of each client whose mean ca2fl remembers; 4 if not given, its paper has 1",
+        low=1,
+        high=64,
+    )
+    calibration: float | None = setting(
+        None,
+        help="how much of ca2fl's correction is made; as much as the clients' intervals differ if not given, "
+        "in its paper 1",
+        low=0,
+        high=1,
     )
     forget_versions: int = setting(1000, help="versions of silence after which ca2fl forgets a client", low=1)
     kept_bytes: int = setting(
@@ -166,6 +181,8 @@ def make_rule(settings: FoldSettings) -> Rule:
         robust=parse_robust(settings.robust),
         window=window,
         clients=settings.clients,
+        memory=settings.memory or defaults.memory,
+        calibration=settings.calibration if settings.strategy == "ca2fl" else 1.0,
         forget_versions=settings.forget_versions,
         cache_bytes=settings.kept_bytes,
         deadline=settings.deadline,
@@ -230,6 +247,8 @@ def _check_companions(settings: FoldSettings, rule: Rule) -> None:
     for name, is_given, fits, needed in (
         ("window", settings.window is not None, rule.method == "fedfa", "fold.strategy = fedfa"),
         ("clients", settings.clients is not None, rule.method == "ca2fl", "fold.strategy = ca2fl"),
+        ("calibration", settings.calibration is not None, rule.method == "ca2fl", "fold.strategy = ca2fl"),
+        ("memory", settings.memory is not None, rule.method == "ca2fl", "fold.strategy = ca2fl"),
         ("late", rule.late == "refresh", rule.method == "ca2fl", "fold.strategy = ca2fl"),
         ("deadline", rule.deadline is not None, rule.buffer_size > 1, "fold.buffer_size > 1"),
         ("robust", rule.robust is not None, is_mean, summing),

@@ -21,11 +21,13 @@ from fedmq.types import GlobalModel, ModelVersion, UpdateId
 
 from . import pruning, strategy
 from .admission import AdmissionSettings, ContentCheck
+from .consensus import Consensus
 from .deadline import NOBODY
 from .decision import Arrival, Decision, Record
 from .fold_state import FoldState, Kept
 from .judgement import Judgement
 from .ledger import Ledger
+from .reputation import Reputation
 from .rule import Rule
 
 #: Parsed pipelines kept by their text; a hostile client that varies the text only empties the cache.
@@ -53,8 +55,10 @@ class Engine:
         max_update_bytes: larger messages are refused.
 
     Attributes:
-        gate: one more check of what an update holds, after those of `admission`, for whoever has trusted data to
-            compare it with (Zeno++, AFLGuard). What it refuses is journalled, so replay does without it.
+        gate: one more check of what an update holds, after those of `admission` (`trust`). What it refuses is
+            journalled, so replay does without it.
+        consensus: what the folded updates have in common.
+        reputation: who is not listened to, as it was before the batch at hand.
     """
 
     def __init__(
@@ -69,12 +73,15 @@ class Engine:
         max_update_bytes: int,
         position: int = 0,
         tally: Tally | None = None,
+        consensus: Consensus | None = None,
+        reputation: Reputation | None = None,
     ) -> None:
         self.epoch, self.layout, self._rule, self.state = epoch, layout, rule, state
         self.ledger, self.position, self.tally = ledger, position, tally or Tally()
         self._admission, self._max_update_bytes = admission, max_update_bytes
         self._pipelines: dict[str, Pipeline] = {}
         self.gate: ContentCheck | None = None
+        self.consensus, self.reputation = consensus or Consensus(), reputation or Reputation()
 
     @property
     def rule(self) -> Rule:
@@ -134,6 +141,8 @@ class Engine:
                 f"record {self.position} (version {self.state.version}): the store is damaged; run fedmq verify"
             )
         self.position = record.position
+        if record.id.client != NOBODY:
+            self.reputation.note(record.id.client, record.version, record.refusal)
         if record.refusal is not None:
             self.tally.refused[record.refusal.reason] += 1
             return
@@ -155,6 +164,7 @@ class Engine:
             codec, payload, mask = update.codec, update.payload, update.mask
             if delta is None:
                 delta = self._decode(what, codec, payload, mask)
+        self.consensus.note(delta)
         self.state = strategy.step(
             self._rule,
             self.state,

@@ -76,11 +76,14 @@ class FoldState:
         past: the models that were served before this version, the newest last, each float32, shape (size,).
         squares: the running mean of Δ² (adaptive delay compensation), float32, shape (size,), or empty.
         window: the updates that are looked at again, in order of arrival (FedFa, robust rules).
-        cache: each client's last update, the client that was heard last comes last (CA2FL).
+        cache: each client's last updates, the newest last; the client that was heard last comes last (CA2FL).
         kept_bytes: what the cache takes.
         total: the sum of the cache or the window, float64, shape (size,), or empty.
         mean: the cache's mean when the version began (CA2FL's h), float32, shape (size,), or empty.
-        newcomers: the weight in the buffer of clients that were not in the cache.
+        discounts: the staleness weights in the buffer, summed (CA2FL).
+        newcomers: those of clients that were not in the cache.
+        gap: running mean of the versions between two updates of a client; 0 before the first (CA2FL).
+        gap_square: that of their square.
         masks: what is pruned, the present mask last, behind those that updates may still be under (`pruning`).
     """
 
@@ -98,11 +101,14 @@ class FoldState:
     past: list[ParamVector] = field(default_factory=list)
     squares: ParamVector
     window: list[Kept] = field(default_factory=list)
-    cache: dict[str, Kept] = field(default_factory=dict)
+    cache: dict[str, tuple[Kept, ...]] = field(default_factory=dict)
     kept_bytes: int = 0
     total: DoubleVector
     mean: ParamVector
+    discounts: float = 0.0
     newcomers: float = 0.0
+    gap: float = 0.0
+    gap_square: float = 0.0
     masks: list[Mask] = field(default_factory=list)
 
     @property

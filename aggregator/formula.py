@@ -52,7 +52,7 @@ class Parameter:
 
 Forms = Mapping[str, tuple[Parameter, ...]]
 
-_TEXT = re.compile(r"\s*([a-z]+)\s*(?:\(([^()]*)\))?\s*")
+_TEXT = re.compile(r"\s*([a-z_]+)\s*(?:\(([^()]*)\))?\s*")
 
 
 @dataclass(frozen=True, slots=True)

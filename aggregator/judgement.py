@@ -142,6 +142,8 @@ class Judgement:
             masks=pruning.admitted(engine.rule.pruning, engine.layout, engine.state, self._version),
         )
         refusal = judge_header(update, conditions)
+        if refusal is None:
+            refusal = engine.reputation.refusal(update.id.client, self._version)
         if refusal is not None:
             return refusal, None
         try:

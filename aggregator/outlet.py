@@ -1,8 +1,8 @@
 """The outlet: everything that the aggregator says, in an order and at a pace that the broker can take.
 
-Plan, frames, model head and birth go through one queue, since a head must not overtake its objects; receipts wait in
-a set, where a newer one of the same client replaces the older; statistics are sent as they come. Each kind has a
-window of publishes on their way, so that a slow broker costs time and not memory.
+Plan, frames, model head and birth go through one queue, since a head must not overtake its objects; receipts and
+shares wait in sets, where a newer one of the same client replaces the older; statistics are sent as they come. Each
+kind has a window of publishes on their way, so that a slow broker costs time and not memory.
 
 A head goes out only if the broker takes all of its objects: who finds a head whose objects are not there asks for
 them in vain, for ever, while the head before is as good as it was.
@@ -17,6 +17,7 @@ from typing import Final
 
 from fedmq import wire
 from fedmq.errors import PacketTooLargeError, TransportError, WireError
+from fedmq.share import Share
 from fedmq.topics import Topics
 from fedmq.transport.base import PublishToken, Transport
 from fedmq.types import GlobalModel, ObjectRef, Receipt, Refusal
@@ -70,6 +71,7 @@ class Outlet:
         self._transport, self._topics, self._publisher, self._receipt = transport, topics, publisher, receipt
         self._owed: dict[Key, None] = {}
         self._notices: dict[str, Refusal] = {}
+        self._shares: dict[str, Share | None] = {}
         self._receipts_out: set[PublishToken] = set()
         # Plan, objects, head, presence, in the order in which a client may find them.
         self._queue: deque[_Queued] = deque()
@@ -86,7 +88,7 @@ class Outlet:
     @property
     def owes(self) -> bool:
         """Whether there are receipts to send and room to send them."""
-        return bool(self._owed) and len(self._receipts_out) < _RECEIPT_WINDOW
+        return bool(self._owed or self._shares) and len(self._receipts_out) < _RECEIPT_WINDOW
 
     def restart(self) -> None:
         """The connection is new: nothing of before is on its way, and everything will be published again."""
@@ -109,6 +111,10 @@ class Outlet:
         """A client is to be told that a message of its was dropped."""
         self._notices[client] = refusal
         self._owed[key] = None
+
+    def owe_shares(self, shares: Iterable[tuple[str, Share | None]]) -> None:
+        """Clients are to be told their share of the work, or to forget it."""
+        self._shares.update(shares)
 
     def queue(self, topic: str, payload: bytes) -> None:
         """Put a retained message into the queue."""
@@ -175,8 +181,18 @@ class Outlet:
             )
 
     def send_receipts(self) -> None:
-        """Send the receipts owed, as far as the window allows."""
-        while self.owes:
+        """Send the shares and receipts owed, as far as the window allows.
+
+        Shares go first: with its receipt a client begins the next piece of work.
+        """
+        while self._shares and self.owes:
+            client, share = next(iter(self._shares.items()))
+            token = self.send(self._topics.task(client), wire.pack_share(share) if share is not None else b"")
+            if token is None:
+                return
+            del self._shares[client]
+            self._receipts_out.add(token)
+        while self._owed and self.owes:
             key = next(iter(self._owed))
             client, _ = key
             receipt = replace(self._receipt(key), notice=self._notices.get(client))

@@ -18,6 +18,7 @@ Pure: the same state gives the same mask, equal magnitudes by their index. Repla
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -184,7 +185,7 @@ def prune(pruning: Pruning | None, layout: ParamLayout, state: FoldState) -> Non
     pruned[candidates[_smallest(state.vector[candidates], missing)]] = True
     mask = Mask.of(layout, pruned)
     _clear(state, mask)
-    in_use = {update.mask for update in (*state.window, *state.cache.values())}
+    in_use = {update.mask for update in (*state.window, *chain.from_iterable(state.cache.values()))}
     older, recent = state.masks[:-KEPT_MASKS], state.masks[-KEPT_MASKS:]
     state.masks = [*(old for old in older if old.digest in in_use), *recent, mask]
 

@@ -16,12 +16,15 @@ from fedmq.plan import DEFAULT_MAX_UPDATE_BYTES
 
 from . import pruning, strategy
 from .admission import AdmissionSettings
+from .consensus import Consensus
 from .engine import Engine
 from .ledger import DEFAULT_KEEP_EPOCHS, Ledger
+from .reputation import Reputation
 from .settings import AggregatorSettings
 from .state import pack_state, unpack_state
 from .store import Snapshot, Store
 from .strategy import Rule, make_rule
+from .trust import make_trust
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
     )
     if engine is None:
         engine = _begin(settings, rule)
+        _adopt_trust(settings, engine)
         _save(settings, store, engine, keep=1)
         return engine
     _check_model(settings, engine)
@@ -52,9 +56,11 @@ def recover(settings: AggregatorSettings, store: Store) -> Engine:
         engine.epoch = _draw_epoch()
         log.warning("a new model epoch begins at version %d", engine.state.version)
         _save(settings, store, engine, keep=1)
-    if engine.rule != rule:
+    is_new_rule = engine.rule != rule
+    if is_new_rule:
         log.info("the fold settings changed: %s", rule)
         engine.rule = rule
+    if _adopt_trust(settings, engine) or is_new_rule:
         # Older snapshots go: from them, the records behind this one would be folded with the old rule.
         _save(settings, store, engine, keep=1)
     return engine
@@ -111,6 +117,30 @@ def _begin(settings: AggregatorSettings, rule: Rule) -> Engine:
         admission=settings.admission,
         max_update_bytes=settings.task.max_update_bytes,
     )
+
+
+def _adopt_trust(settings: AggregatorSettings, engine: Engine) -> bool:
+    """Let consensus and reputation follow the settings; returns whether they were others.
+
+    A changed memory begins a new consensus. Standings stay under changed limits, and go when nobody is judged.
+
+    Raises:
+        SettingError: a setting of `trust` cannot be used, or the rule of folding would wait for the refused for ever.
+    """
+    trust = make_trust(settings.trust)
+    if engine.rule.synchronous and engine.rule.deadline is None and (trust or settings.reputation.least):
+        raise SettingError(
+            "fold.deadline",
+            None,
+            "fedavg waits for every client, and one that trust or reputation refuses never contributes: set a deadline",
+        )
+    memory = trust.memory if trust is not None else 0.0
+    changed = engine.consensus.memory != memory or engine.reputation.settings != settings.reputation
+    if engine.consensus.memory != memory:
+        engine.consensus = Consensus(memory=memory)
+    standings = engine.reputation.standings if settings.reputation.least else {}
+    engine.reputation = Reputation(settings=settings.reputation, standings=standings)
+    return changed
 
 
 def _draw_epoch() -> int:

@@ -45,6 +45,8 @@ class Rule:
         robust: a mean that bears outliers, or None.
         window: FedFa's K.
         clients: CA2FL's n, or None.
+        memory: updates of each client whose mean is CA2FL's h_i.
+        calibration: CA2FL's beta, or None where it is measured.
         forget_versions: versions of silence after which CA2FL forgets a client.
         cache_bytes: bound of the updates that are kept.
         deadline: seconds, or None.
@@ -72,6 +74,8 @@ class Rule:
     robust: Robust | None = None
     window: int = 0
     clients: int | None = None
+    memory: int = 1
+    calibration: float | None = 1.0
     forget_versions: int = 1000
     cache_bytes: int = 268_435_456
     deadline: float | None = None

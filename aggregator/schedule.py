@@ -3,8 +3,9 @@
     constant              1
     step(n, g)            g^⌊t / n⌋
     exponential(g)        g^t
-    root(n)               1 / √(1 + t / n): the decay under which SGD's averages converge (Bottou, Curtis, Nocedal,
-                          "Optimization Methods for Large-Scale Machine Learning", arXiv 1606.04838, §4.2)
+    root(n, low)          1 / √(1 + t / n), at least low: the decay under which SGD's averages converge (Bottou, Curtis,
+                          Nocedal, "Optimization Methods for Large-Scale Machine Learning", arXiv 1606.04838, §4.2); a
+                          federation that goes on for ever needs a low above 0, or it stops learning
     cosine(n, low)        low + (1 − low) (1 + cos(π min(t, n) / n)) / 2 (Loshchilov and Hutter, "SGDR", arXiv
                           1608.03983, equation 5, without restarts)
 
@@ -25,7 +26,7 @@ FORMS: Final[Forms] = {
     "constant": (),
     "step": (_N, _FACTOR),
     "exponential": (_FACTOR,),
-    "root": (_N,),
+    "root": (_N, Parameter(name="low", high=1.0, default=0.0)),
     "cosine": (_N, Parameter(name="low", high=1.0, default=0.0)),
 }
 
@@ -38,7 +39,7 @@ _FACTORS: Final[Mapping[str, Callable[..., float]]] = {
     "constant": lambda t: 1.0,
     "step": lambda t, n, g: float(g ** (t // int(n))),
     "exponential": lambda t, g: float(g**t),
-    "root": lambda t, n: 1 / math.sqrt(1 + t / n),
+    "root": lambda t, n, low: max(low, 1 / math.sqrt(1 + t / n)),
     "cosine": _cosine,
 }
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from fedmq import __version__, wire
 from fedmq.envelope import Kind
-from fedmq.errors import StoreError
+from fedmq.errors import SettingError, StoreError
 from fedmq.eventlog import EventLog
 from fedmq.plan import Plan
 from fedmq.topics import Topics, check_name, is_name, last_level
@@ -32,10 +32,12 @@ from fedmq.transport.base import (
 )
 from fedmq.types import ClientId, Presence, PresenceState, Refusal, Rejection
 
+from .allocation import Allocation
 from .chronicle import Chronicle
 from .deadline import NOBODY, Deadline, deadline_arrival
 from .decision import Arrival, Decision
 from .engine import Engine
+from .guard import Guard, Tutor
 from .outlet import Outlet
 from .pace import Pace
 from .publisher import Publisher, codec_setting
@@ -72,6 +74,7 @@ class Service:
         store: open; the service closes it.
         connect: makes the transport from the client id, the will and the session expiry in seconds.
         clock: monotonic seconds.
+        tutor: learns from data that the operator trusts; needed by the rules of `trust` that compare with it.
 
     Raises:
         StoreError: the store is damaged.
@@ -85,6 +88,7 @@ class Service:
         store: Store,
         connect: Callable[[str, Will, int], Transport],
         clock: Callable[[], float] = time.monotonic,
+        tutor: Tutor | None = None,
     ) -> None:
         self._settings, self._store, self._clock = settings, store, clock
         self._topics = Topics(settings.federation)
@@ -92,6 +96,7 @@ class Service:
         self._publisher = Publisher(settings.publish)
         codec_setting("task.codec", settings.task.codec)
         self.engine: Engine = recover(settings, store)
+        self._guard = Guard(settings.trust, self.engine, tutor)
         self._deadline = Deadline(self.engine.rule.deadline)
         self._shelf = Shelf(store, self._publisher, self.engine.model)
         self._spool = Spool(
@@ -110,6 +115,9 @@ class Service:
             payload=presence(self.engine.epoch, self._boot, PresenceState.OFFLINE),
         )
         self._transport = connect(f"{settings.federation}-aggregator-{settings.shard}", will, SESSION_EXPIRY)
+        self._allocation = Allocation(settings.allocate, self._boot)
+        if self._allocation.is_on and self.engine.rule.synchronous:
+            raise SettingError("allocate.policy", settings.allocate.policy, "with fedavg, none is allowed")
         self._chronicle = Chronicle(self._events)
         self._pace = Pace(settings.admission.max_rate)
         self._pending: deque[Delivery] = deque()
@@ -150,6 +158,7 @@ class Service:
         if self._pending or not self._deadline.left(self.engine.state, self._clock()):
             self._process()
         now = self._clock()
+        self._guard.refresh()
         self._spool.expire(now)
         self._chronicle.catch_up(now)
         if self._connected:
@@ -181,6 +190,7 @@ class Service:
                     self._greet()
                 case Disconnected(reason=reason, taken_over=taken_over):
                     self._connected = False
+                    self._allocation.doubt()
                     self._pending.clear()  # the broker sends them again; acks of this connection are void
                     log.warning("no connection to the broker: %s", reason)
                     if taken_over:
@@ -231,6 +241,7 @@ class Service:
             delivery.ack()
         self._pending.clear()
         self._outlet.owe(decision.answers)
+        self._outlet.owe_shares(self._allocation.note(decision.records, now))
         for client, refusal in decision.dropped:
             self._outlet.owe_notice(self.engine.ledger.latest(ClientId(client)), client, refusal)
         self._chronicle.note(batch, decision, now)

@@ -7,11 +7,14 @@ from fedmq.connection import ConnectionSettings
 from fedmq.settings import setting
 
 from .admission import AdmissionSettings
+from .allocation import AllocationSettings
 from .ledger import DEFAULT_KEEP_EPOCHS
 from .pruning import PruneSettings
 from .publisher import PublishSettings
+from .reputation import ReputationSettings
 from .strategy import FoldSettings
 from .tasks import TaskSettings
+from .trust import TrustSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,5 +56,8 @@ class AggregatorSettings:
     fold: FoldSettings = field(default_factory=FoldSettings)
     prune: PruneSettings = field(default_factory=PruneSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    trust: TrustSettings = field(default_factory=TrustSettings)
+    reputation: ReputationSettings = field(default_factory=ReputationSettings)
+    allocate: AllocationSettings = field(default_factory=AllocationSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
     store: StoreSettings = field(default_factory=StoreSettings)

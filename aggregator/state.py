@@ -4,7 +4,8 @@ One msgpack map: scalars, the rule they were folded with, the layout, the arrays
 updates that the rule keeps. The rule is in it because the journal behind a snapshot must be folded again with the rule
 that it was folded with, whatever the settings say today. Floats are IEEE doubles, so a round trip changes no bit.
 
-Schema 1 knew fewer rules: its snapshots lack the parts that its rules did not need, and are read.
+Older snapshots are read. Schema 1 knew fewer rules: its snapshots lack the parts that its rules did not need. Schema 2
+knew neither consensus nor reputation.
 """
 
 from collections import Counter
@@ -22,14 +23,16 @@ from fedmq.types import ParamVector
 
 from . import strategy
 from .admission import AdmissionSettings
+from .consensus import Consensus
 from .engine import Engine, Tally
 from .fold_state import FoldState, Kept
 from .ledger import Ledger
 from .optimizer import Moments
+from .reputation import Reputation, pack_reputation, unpack_reputation
 from .rule import pack_rule, unpack_rule
 
-SCHEMA: Final = 2
-_OLD_SCHEMA: Final = 1
+SCHEMA: Final = 3
+_OLD_SCHEMAS: Final = (1, 2)
 
 
 def pack_state(engine: Engine) -> bytes:
@@ -44,6 +47,7 @@ def pack_state(engine: Engine) -> bytes:
             "folded": engine.tally.folded,
             "refused": dict(engine.tally.refused),
         }
+        | _pack_trust(engine.consensus, engine.reputation)
         | _pack_fold(engine.state)
     )
     return packed
@@ -67,10 +71,12 @@ def _pack_fold(state: FoldState) -> dict[str, object]:
         "past": [_bytes(vector) for vector in state.past],
         "squares": _bytes(state.squares),
         "window": [_pack_kept(update) for update in state.window],
-        "cache": [_pack_kept(update) for update in state.cache.values()],
+        "cache": [_pack_kept(update) for updates in state.cache.values() for update in updates],
         "total": state.total.astype("<f8", copy=False).tobytes(),
         "mean": _bytes(state.mean),
+        "discounts": state.discounts,
         "newcomers": state.newcomers,
+        "gap": [state.gap, state.gap_square],
         "masks": [[mask.digest, mask.encoded.content] for mask in state.masks],
     }
 
@@ -85,13 +91,17 @@ def unpack_state(
     """
     try:
         fields = msgpack.unpackb(data)
-        if fields["schema"] not in (SCHEMA, _OLD_SCHEMA):
+        if fields["schema"] not in (*_OLD_SCHEMAS, SCHEMA):
             raise StoreError(
-                f"the snapshot has schema {fields['schema']}, this release reads schema {_OLD_SCHEMA} and {SCHEMA}"
+                f"the snapshot has schema {fields['schema']}, this release reads schemas {_OLD_SCHEMAS[0]} to {SCHEMA}"
             )
         rule = unpack_rule(fields["rule"])
-        if fields["schema"] == _OLD_SCHEMA:
-            fields = _pack_fold(strategy.init(rule, _vector(fields["vector"]))) | fields
+        if fields["schema"] in _OLD_SCHEMAS:
+            fields = (
+                _pack_fold(strategy.init(rule, _vector(fields["vector"])))
+                | _pack_trust(Consensus(), Reputation())
+                | fields
+            )
         layout = ParamLayout.from_rows(fields["layout"])
         return Engine(
             epoch=fields["epoch"],
@@ -103,6 +113,8 @@ def unpack_state(
             max_update_bytes=max_update_bytes,
             position=fields["position"],
             tally=Tally(folded=fields["folded"], refused=Counter(fields["refused"])),
+            consensus=_unpack_consensus(fields["consensus"]),
+            reputation=unpack_reputation(fields["reputation"]),
         )
     except (
         KeyError, TypeError, ValueError, LayoutError, SettingError, WireError, msgpack.UnpackException
@@ -111,7 +123,10 @@ def unpack_state(
 
 
 def _unpack_fold(fields: Mapping[str, Any], layout: ParamLayout) -> FoldState:
-    cache = [_unpack_kept(row) for row in fields["cache"]]
+    gap, gap_square = fields["gap"]
+    cache: dict[str, tuple[Kept, ...]] = {}
+    for update in map(_unpack_kept, fields["cache"]):
+        cache[update.client] = (*cache.get(update.client, ()), update)
     return FoldState(
         version=fields["version"],
         filled=fields["filled"],
@@ -131,16 +146,31 @@ def _unpack_fold(fields: Mapping[str, Any], layout: ParamLayout) -> FoldState:
         past=[_vector(data) for data in fields["past"]],
         squares=_vector(fields["squares"]),
         window=[_unpack_kept(row) for row in fields["window"]],
-        cache={update.client: update for update in cache},
-        kept_bytes=sum(update.nbytes for update in cache),
+        cache=cache,
+        kept_bytes=sum(update.nbytes for updates in cache.values() for update in updates),
         total=np.frombuffer(fields["total"], "<f8").astype(np.float64),
         mean=_vector(fields["mean"]),
+        discounts=fields["discounts"],
         newcomers=fields["newcomers"],
+        gap=gap,
+        gap_square=gap_square,
         masks=[
             Mask.decode(layout, EncodedMask(digest=digest, content=content))
             for digest, content in fields["masks"]
         ],
     )
+
+
+def _pack_trust(consensus: Consensus, reputation: Reputation) -> dict[str, object]:
+    return {
+        "consensus": [consensus.memory, _bytes(consensus.vector), consensus.length, consensus.votes],
+        "reputation": pack_reputation(reputation),
+    }
+
+
+def _unpack_consensus(row: list[Any]) -> Consensus:
+    memory, vector, length, votes = row
+    return Consensus(memory=memory, vector=_vector(vector), length=length, votes=votes)
 
 
 def _pack_kept(update: Kept) -> list[object]:

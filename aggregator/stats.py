@@ -2,8 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
 
 from .engine import Engine
+
+#: Clients in quarantine that are named; the journal knows all.
+_SHOWN: Final = 50
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,5 +53,6 @@ class Counters:
             "buffered": state.filled,
             "buffer_size": engine.rule.buffer_size,
             "strategy": strategy,
+            "quarantined": dict(islice(engine.reputation.quarantined(state.version), _SHOWN)),
             "time": now,
         }

@@ -196,7 +196,10 @@ def adapt(old: Rule, new: Rule, state: FoldState, decode: Decode = _cannot_decod
         kept_bytes=state.kept_bytes if same_buffer else 0,
         total=state.total if same_buffer else fresh.total,
         mean=state.mean if same_buffer else fresh.mean,
+        discounts=state.discounts if same_buffer else 0.0,
         newcomers=state.newcomers if same_buffer else 0.0,
+        gap=state.gap if same_buffer else 0.0,
+        gap_square=state.gap_square if same_buffer else 0.0,
     )
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from fedmq.aggregator.strategy import FoldSettings
 from fedmq.aggregator.tasks import TaskSettings
 from fedmq.broker import Mosquitto, MosquittoMissingError
 from fedmq.broker.mosquitto import free_port
@@ -22,11 +21,12 @@ from fedmq.broker.mosquitto import free_port
 from benchmarks.race_process import Process, stop_all
 from benchmarks.race_system import Parties, Snapshot, Stage, Tail, wait_for_port
 from benchmarks.race_workload import CLIENTS, EVERY, TRAINER
-from fedmq.app.cohort import BUFFERED, SERVER_RATE
+from fedmq.app.cohort import BUFFERED, SERVER_RATE, SERVER_SCHEDULE, CohortSettings
 from fedmq.app.toml import Value, write_toml
 
 _START_SECONDS: Final = 60.0
 _BUFFER: Final = round(BUFFERED * CLIENTS)
+_STRATEGY: Final = CohortSettings().strategy
 
 
 class Fedmq:
@@ -38,7 +38,7 @@ class Fedmq:
     @property
     def note(self) -> str:
         """Its defaults, and how the demo folds."""
-        fold = f"{FoldSettings().strategy}, K = {_BUFFER}, η = {SERVER_RATE}"
+        fold = f"{_STRATEGY}, K = {_BUFFER}, η = {SERVER_RATE} {SERVER_SCHEDULE}"
         return f"as the demo runs it: {fold}, {TaskSettings().codec}"
 
     def prepare(self) -> dict[str, str]:
@@ -136,7 +136,12 @@ def _write_settings(stage: Stage, port: int) -> None:
             **common("aggregator", port),
             "model": material.model,
             "store": {"path": folder / "aggregator.db"},
-            "fold": {"buffer_size": _BUFFER, "learning_rate": SERVER_RATE},
+            "fold": {
+                "strategy": _STRATEGY,
+                "buffer_size": _BUFFER,
+                "learning_rate": SERVER_RATE,
+                "schedule": SERVER_SCHEDULE,
+            },
             "task": {"trainer": TRAINER, "settings": material.settings, "resend_seconds": 20.0},
         },
     )

@@ -8,6 +8,7 @@ since each of these events ends here.
 
 import logging
 import math
+import random
 import secrets
 import time
 import zlib
@@ -44,6 +45,7 @@ from .links import Links
 from .outbox import Outbox
 from .session import EdgeSession, State
 from .settings import AgentSettings
+from .shares import Shares
 from .trainer import (
     Task,
     Trainer,
@@ -74,6 +76,9 @@ class Agent:
         factory: makes the trainer; None looks it up by `settings.trainer.factory` or the plan's name.
         clock: monotonic seconds.
         spawn: has the training done.
+
+    Attributes:
+        task: the newest piece of work, None before the first one.
     """
 
     def __init__(
@@ -93,7 +98,8 @@ class Agent:
         self._boot = secrets.randbits(62) + 1
         will = Will(topic=self._topics.client(settings.client), payload=self._presence(PresenceState.OFFLINE))
         self.transport = connect(f"{settings.federation}-client-{settings.client}", will)
-        self._session = EdgeSession(pending=outbox.pending(), is_full=outbox.is_full)
+        draw = random.Random(f"{settings.trainer.seed}/{settings.client}/{outbox.next_seq}").random
+        self._session = EdgeSession(pending=outbox.pending(), is_full=outbox.is_full, draw=draw)
         self._cache = FrameCache(settings.outbox.folder)
         topic = self._topics.update(settings.shard, self._client)
         self._upload = Upload(self.transport, topic, outbox, self._client)
@@ -105,6 +111,9 @@ class Agent:
         self._layout: ParamLayout | None = None
         self._trainer: Trainer | None = None
         self._model: GlobalModel | None = None
+        self._shares = Shares(settings.trainer)
+        self.task: Task | None = None
+        self._began_training = 0.0
         self._training = Training(self.transport.wake, settings.trainer.pause, spawn=spawn)
         # What the disk did not take yet: a result and its base, a receipt (which may also wait for a plan).
         self._unsaved: tuple[TrainResult, GlobalModel] | None = None
@@ -188,16 +197,21 @@ class Agent:
         log.info("connected to the broker")
         self._links.made(self._clock())
         topics = self._topics
-        for topic in (topics.plan, topics.receipt(self._client), topics.aggregator(self._settings.shard)):
+        shares = (topics.task(self._client),) if self._shares.are_accepted else ()
+        aggregator = topics.aggregator(self._settings.shard)
+        for topic in (topics.plan, topics.receipt(self._client), *shares, aggregator):
             self.transport.subscribe(topic)
         self._announce(PresenceState.ONLINE)
         self._do(session.Linked())
 
     def _take(self, delivery: Delivery) -> None:
         topics, payload = self._topics, delivery.payload
-        if not payload:
-            return  # a cleared topic
         try:
+            if delivery.topic == topics.task(self._client):
+                self._do(self._shares.take(payload))
+                return
+            if not payload:
+                return  # a cleared topic
             if delivery.topic == topics.plan:
                 self._take_plan(payload)
             elif delivery.topic == topics.receipt(self._client):
@@ -315,6 +329,8 @@ class Agent:
         seed = zlib.crc32(f"{self._settings.trainer.seed}/{self._client}/{self._outbox.next_seq}".encode())
         mask, settings = self._mask, dict(plan.trainer_settings)
         task = Task(local_epochs=plan.local_epochs, settings=settings, seed=seed, mask=mask)
+        self.task = task = self._shares.task(task, self._session.aggregator_boot)
+        self._began_training = self._clock()
         base = model if mask is None else replace(model, vector=mask.applied(model.vector))
         self._training.start(base, trainer, task)
         return None
@@ -324,7 +340,10 @@ class Agent:
         if finished is None:
             return
         if isinstance(finished.outcome, TrainResult):
-            self._save(finished.outcome, finished.model)
+            seconds = self._clock() - self._began_training
+            self._save(
+                self._shares.told(finished.outcome, seconds, self._session.aggregator_boot), finished.model
+            )
         elif not self._stopping:
             log.error("training failed; trying again later", exc_info=finished.outcome)
             self._do(session.TrainingFailed())
@@ -337,7 +356,8 @@ class Agent:
             self._do(session.TrainingFailed())
             return
         try:
-            seq = put_update(self._outbox, self._client, plan, model, result, self._mask)
+            asked = self._shares.plan(plan, self._session.aggregator_boot)
+            seq = put_update(self._outbox, self._client, asked, model, result, self._mask)
         except (CodecError, TrainerError) as error:
             log.error("the training's result cannot be used and is thrown away: %s", error)
             self._do(session.TrainingFailed())

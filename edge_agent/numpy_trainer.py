@@ -15,7 +15,7 @@ from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
 from .localdata import LocalData, load_local_data
-from .trainer import Task, TrainingStoppedError, TrainResult
+from .trainer import Task, TrainingStoppedError, TrainResult, check_proximal
 
 
 class MlpTrainer:
@@ -57,20 +57,23 @@ class MlpTrainer:
         return vector
 
     def train(self, base: ParamVector, task: Task, should_stop: Callable[[], bool]) -> TrainResult:
-        """Run plain SGD; the plan's settings are `learning_rate` and `batch_size`."""
+        """Run plain SGD; the plan's settings are `learning_rate`, `batch_size` and `proximal`."""
         rate = np.float32(task.settings.get("learning_rate", 0.05))
         batch = int(task.settings.get("batch_size", 32))
+        pull = rate * np.float32(task.settings.get("proximal", 0.0))
         rng = np.random.default_rng(task.seed)
         vector = base.copy()
         tensors = self.layout.unpack(vector)
         w1, b1 = tensors["hidden.weight"], tensors["hidden.bias"]
         w2, b2 = tensors["output.weight"], tensors["output.bias"]
         images, labels = self._train.images, self._train.labels
-        steps, loss = 0, 0.0
+        steps, epochs, loss = 0, 0, 0.0
         with np.errstate(all="ignore"):  # what diverges is seen by the encoder, which says so
-            for _ in range(task.local_epochs):
+            while len(labels) and not task.is_done(steps, epochs):
                 order = rng.permutation(len(labels))
                 for start in range(0, len(order), batch):
+                    if task.is_done(steps, epochs):
+                        break
                     if should_stop():
                         raise TrainingStoppedError
                     chosen = order[start : start + batch]
@@ -78,6 +81,8 @@ class MlpTrainer:
                     hidden = np.maximum(x @ w1.T + b1, 0)
                     error, step_loss = _softmax_error(hidden @ w2.T + b2, y)
                     back = (error @ w2) * (hidden > 0)
+                    if pull:  # FedProx's term (Li et al. 2020, eq. 2): its gradient is μ (w − w_base)
+                        vector -= pull * (vector - base)
                     w2 -= rate * (error.T @ hidden)
                     b2 -= rate * error.sum(axis=0)
                     w1 -= rate * (back.T @ x)
@@ -86,11 +91,13 @@ class MlpTrainer:
                         task.mask.clear(vector)
                     steps += 1
                     loss += step_loss
+                epochs += 1
         return TrainResult(
             vector=vector,
             num_examples=len(labels),
             local_steps=steps,
             metrics={"loss": loss / steps} if steps else {},
+            epochs=steps / max(-(-len(labels) // batch), 1),
         )
 
     def evaluate(self, vector: ParamVector) -> Mapping[str, float]:
@@ -126,7 +133,7 @@ def mlp(
     """The trainer that plans call `mlp`.
 
     Args:
-        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`.
+        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`.
         data: this device's `.npz` file, see `localdata`.
         features: used when the plan does not say.
         hidden: likewise.
@@ -137,6 +144,7 @@ def mlp(
     batch_size = int(settings.get("batch_size", 32))
     if batch_size < 1:
         raise SettingError("task.settings batch_size", batch_size, "at least 1 is allowed")
+    check_proximal(settings)
     return MlpTrainer(
         load_local_data(data, "train", features=features, classes=classes),
         load_local_data(data, "test", features=features, classes=classes),

@@ -15,10 +15,14 @@ The table in words:
     UPLOADING ─READY→ …                                 with the receipt, or when it takes too long
     UPLOADING ─FULL→ WAITING ─READY→ PULLING           until receipts have made room
     TRAINING ─FAILED→ SLEEPING ─RESTED→ IDLE           longer each time
+    IDLE | UPLOADING | WAITING ─HELD→ SLEEPING          until the share of the work says that it is time
     PULLING | UPLOADING | WAITING ─BLOCKED→ IDLE       until what is missing is back
+
+A few lines over 350, since events and effects stand here beside the table that they drive.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import Final
@@ -38,7 +42,7 @@ class State(StrEnum):
 class Signal(Enum):
     """What moves an agent from one state to another."""
 
-    READY = auto()  # connection, plan, aggregator and room in the outbox are there, the last update is delivered
+    READY = auto()  # connection, plan, aggregator and room are there, the last update is delivered
     BLOCKED = auto()  # the connection, the plan or the aggregator went away
     FULL = auto()  # the outbox has no room
     MODEL = auto()  # a model to train from is in hand
@@ -46,6 +50,7 @@ class Signal(Enum):
     TRAINED = auto()  # an update is in the outbox
     FAILED = auto()  # training failed
     RESTED = auto()  # the pause is over
+    HELD = auto()  # all is there, but the share of the work says: not yet
 
 
 TRANSITIONS: Final[Mapping[tuple[State, Signal], State]] = {
@@ -62,6 +67,9 @@ TRANSITIONS: Final[Mapping[tuple[State, Signal], State]] = {
     (State.WAITING, Signal.READY): State.PULLING,
     (State.WAITING, Signal.BLOCKED): State.IDLE,
     (State.SLEEPING, Signal.RESTED): State.IDLE,
+    (State.IDLE, Signal.HELD): State.SLEEPING,
+    (State.UPLOADING, Signal.HELD): State.SLEEPING,
+    (State.WAITING, Signal.HELD): State.SLEEPING,
 }
 
 #: A retained receipt gets this long, after a connect, to make sending again unnecessary.
@@ -112,6 +120,22 @@ class AggregatorSeen:
 
     online: bool
     boot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareSeen:
+    """A share of the work came, or was cleared.
+
+    Attributes:
+        boot: of the aggregator's life that asks; 0 when it was cleared.
+        wait: seconds between an update's delivery and the next pull, for as long as that life lasts.
+        jitter: seconds, of which a part is drawn for the first pull after the aggregator has appeared, in whichever
+            life.
+    """
+
+    boot: int
+    wait: float
+    jitter: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +191,7 @@ Event = (
     | Unlinked
     | PlanSeen
     | AggregatorSeen
+    | ShareSeen
     | PieceSeen
     | ModelSeen
     | Trained
@@ -208,16 +233,21 @@ class EdgeSession:
     Args:
         pending: what the outbox holds at the start.
         is_full: whether it takes no further update; the agent trains only when it does.
+        draw: draws from [0, 1), for the share's jitter.
     """
 
-    def __init__(self, *, pending: Iterable[int], is_full: bool) -> None:
+    def __init__(
+        self, *, pending: Iterable[int], is_full: bool, draw: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.state = State.IDLE
         self._is_full = is_full
         # When each update without a receipt is to be sent next; None while it is on its way to the broker.
         self._due: dict[int, float | None] = dict.fromkeys(pending, 0.0)
         self._refusals: dict[int, int] = {}
         self._linked = self._plan_usable = self._aggregator_online = False
-        self._aggregator_boot = 0
+        self.aggregator_boot = 0  # of its newest life that was seen
+        self._draw, self._share = draw, ShareSeen(boot=0, wait=0.0, jitter=0.0)
+        self._not_before = -math.inf  # the next pull
         self._once_per_version = False
         self._resend_seconds = 60.0
         self._trained_on: tuple[int, int] | None = None
@@ -252,6 +282,13 @@ class EdgeSession:
                 self._resend_seconds = min(MAX_RESEND_SECONDS, max(MIN_RESEND_SECONDS, seconds))
             case AggregatorSeen(online=online, boot=boot):
                 self._see_aggregator(online, boot, now)
+            case ShareSeen():
+                self._share = event
+                if event.boot == self.aggregator_boot:
+                    # a rest that goes on is no longer than it now asks for
+                    self._not_before = min(self._not_before, now + event.wait + event.jitter)
+                    if self.state is State.SLEEPING and not self._failures:
+                        self._timer = min(self._timer, self._not_before)
             case PieceSeen():
                 if self.state is State.PULLING:
                     self._timer = now + self._pull_seconds
@@ -299,14 +336,15 @@ class EdgeSession:
             effects += self._move(Signal.BLOCKED, now)
         elif self._is_full:
             effects += self._move(Signal.FULL, now)
-        elif self.state is State.IDLE or (self.state is State.UPLOADING and self._is_uploaded(now)):
-            effects += self._move(Signal.READY, now)
+        elif self._is_free(now):
+            share = self._share
+            if self.state is State.UPLOADING and share.wait > 0 and share.boot == self.aggregator_boot:
+                self._not_before = max(self._not_before, now + share.wait)
+            effects += self._move(Signal.HELD if now < self._not_before else Signal.READY, now)
         elif self.state is State.PULLING and now >= self._timer:
             self._pull_seconds = min(2 * self._pull_seconds, MAX_PULL_SECONDS)
             self._timer = now + self._pull_seconds
             effects += [StopPulling(), Pull()]
-        elif self.state is State.WAITING and not self.listening:
-            effects += self._move(Signal.READY, now)
         return effects
 
     def next_tick(self) -> float | None:
@@ -317,6 +355,18 @@ class EdgeSession:
             times.append(self._timer)
         return min(times, default=None)
 
+    def _is_free(self, now: float) -> bool:
+        """Whether nothing is left to do before the next pull."""
+        match self.state:
+            case State.IDLE:
+                return True
+            case State.UPLOADING:
+                return self._is_uploaded(now)
+            case State.WAITING:
+                return not self.listening
+            case _:
+                return False
+
     def _is_uploaded(self, now: float) -> bool:
         """Whether the newest update has its receipt, or is with the broker or refused by it, and was waited for."""
         if self._uploading not in self._due:
@@ -324,11 +374,15 @@ class EdgeSession:
         return self._due[self._uploading] is not None and now >= self._timer
 
     def _see_aggregator(self, online: bool, boot: int, now: float) -> None:
-        if not online and self._aggregator_online and boot != self._aggregator_boot:
+        if not online and self._aggregator_online and boot != self.aggregator_boot:
             return  # the late will of a former life
+        if online and not (self._aggregator_online and boot == self.aggregator_boot):
+            # all clients see it at this moment: let them not come at once
+            jitter = self._share.jitter * self._draw() if self._share.jitter else 0.0
+            self._not_before = max(self._not_before, now + jitter)
         self._aggregator_online = online
-        if online and boot != self._aggregator_boot:
-            self._aggregator_boot = boot
+        if online and boot != self.aggregator_boot:
+            self.aggregator_boot = boot
             self._reschedule(now + RECEIPT_GRACE)
 
     def _reschedule(self, when: float) -> None:
@@ -355,6 +409,8 @@ class EdgeSession:
                 effects.append(Train())
             case State.UPLOADING:
                 self._timer = now
+            case State.SLEEPING if signal is Signal.HELD:
+                self._timer = self._not_before
             case State.SLEEPING:
                 self._timer = now + min(REST_SECONDS * 2.0 ** min(self._failures - 1, 10), MAX_REST_SECONDS)
         return effects

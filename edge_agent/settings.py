@@ -20,6 +20,14 @@ class TrainerSettings:
         0.0, help="seconds to pause after each local epoch: imitates a slower device", low=0
     )
     seed: int = setting(0, help="seed of the local shuffling", low=0)
+    max_steps: int | None = setting(
+        None,
+        help="optimiser steps of one update at most, whatever the aggregator asks; none if not given",
+        low=1,
+    )
+    accept_shares: bool = setting(
+        True, help="whether the aggregator may ask for other steps, codec and rests than the plan's"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

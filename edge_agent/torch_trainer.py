@@ -19,7 +19,7 @@ from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
 from .localdata import LocalData, load_local_data
-from .trainer import Task, TrainingStoppedError, TrainResult
+from .trainer import Task, TrainingStoppedError, TrainResult, check_proximal
 
 #: Batches of (inputs, targets); a DataLoader is one.
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
@@ -96,6 +96,7 @@ class TorchTrainer:
     ) -> None:
         self._model, self._loss, self._train, self._test = model, loss, train, test
         self._make_optimizer, self._num_examples = optimizer, num_examples
+        self._largest_pass = 0  # examples; a pass may end early
         self._tensors = {
             **dict(model.named_parameters()),
             **{name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point()},
@@ -125,32 +126,48 @@ class TorchTrainer:
         return self._read()
 
     def train(self, base: ParamVector, task: Task, should_stop: Callable[[], bool]) -> TrainResult:
-        """Load `base`, run the local epochs, read the module back."""
+        """Load `base`, run the local epochs or steps, read the module back.
+
+        Of the plan's settings, `proximal` is FedProx's μ; the optimiser takes the others.
+        """
         torch.manual_seed(task.seed)
         self._write(base)
         self._model.train()
         optimizer = self._make_optimizer(self._model.parameters(), task.settings)
         pruned = self._pruned(task.mask)
-        steps, total, examples = 0, 0.0, 0
-        for _ in range(task.local_epochs):
-            examples = 0
+        proximal = check_proximal(task.settings)
+        anchors = self._anchors() if proximal else []
+        steps, epochs, total, examples = 0, 0, 0.0, 0
+        while not task.is_done(steps, epochs):
+            before = examples
             for inputs, targets in self._train:
+                if task.is_done(steps, epochs):
+                    break
                 if should_stop():
                     raise TrainingStoppedError
                 optimizer.zero_grad()
                 loss = self._loss(self._model(inputs), targets)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                for weight, anchor in anchors:
+                    if weight.grad is not None:
+                        weight.grad.add_(weight.detach() - anchor, alpha=proximal)
                 optimizer.step()
                 for parameter, places in pruned:
                     parameter.data.masked_fill_(places, 0)
                 steps += 1
                 total += float(loss.detach())
                 examples += len(targets)
+            epochs += 1
+            self._largest_pass = max(self._largest_pass, examples - before)
+            if examples == before:
+                break  # there is no data: no number of passes would make a step
+        size = self._num_examples or self._largest_pass
         return TrainResult(
             vector=self._read(),
-            num_examples=self._num_examples or examples,
+            num_examples=size,
             local_steps=steps,
             metrics={"loss": total / steps} if steps else {},
+            epochs=examples / size if size else 0.0,
         )
 
     def evaluate(self, vector: ParamVector) -> Mapping[str, float]:
@@ -186,6 +203,12 @@ class TorchTrainer:
             if segment.kind is SegmentKind.TRAINABLE
         ]
         return [(p, torch.from_numpy(part.copy()).to(p.device)) for p, part in parts if part.any()]
+
+    def _anchors(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """The parameters that the federation shares, each with a copy of what it is now."""
+        parameters = dict(self._model.named_parameters())
+        shared = (parameters.get(segment.name) for segment in self.layout.shared)
+        return [(p, p.detach().clone()) for p in shared if p is not None]
 
     def _read(self) -> ParamVector:
         return self.layout.pack(
@@ -231,7 +254,7 @@ def mlp(
     gradient (`docs/article.md`).
 
     Args:
-        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`.
+        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`.
         data: this device's `.npz` file, see `localdata`.
         features: used when the plan does not say.
         hidden: likewise.
@@ -253,7 +276,7 @@ def lenet(settings: Mapping[str, Scalar], *, data: str, side: int = 28, classes:
     61,706 parameters for grey images of 28 × 28 pixels in ten classes.
 
     Args:
-        settings: the plan's: `side`, `classes`, `seed`, `learning_rate`, `batch_size`.
+        settings: the plan's: `side`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`.
         data: this device's `.npz` file, see `localdata`.
         side: pixels along one side of an image; used when the plan does not say. At least 12.
         classes: likewise.
@@ -295,6 +318,7 @@ def _classifier(
     batch_size = int(settings.get("batch_size", 32))
     if batch_size < 1:
         raise SettingError("task.settings batch_size", batch_size, "at least 1 is allowed")
+    check_proximal(settings)
     return TorchTrainer(
         model,
         nn.CrossEntropyLoss(),

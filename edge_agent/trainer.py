@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -36,17 +37,28 @@ class Task:
     """One piece of local work.
 
     Attributes:
-        local_epochs: passes over the local data.
+        local_epochs: passes over the local data, unless `steps` says how much.
         settings: what the plan tells the trainer, for instance `learning_rate`, `batch_size`.
         seed: for shuffling; differs between pieces of work and between clients.
         mask: what is pruned: zero in the base, and to be kept at zero at every step; None for nothing. What a trainer
             makes of these coordinates nevertheless is left out of its update.
+        steps: optimiser steps to take instead of `local_epochs`, be they fewer or more; None for the epochs. A trainer
+            that knows nothing of it does the epochs, and its result tells how many steps these were.
+        max_steps: optimiser steps after which to stop in any case; None for no such bound.
     """
 
     local_epochs: int
     settings: Mapping[str, Scalar]
     seed: int
     mask: Mask | None = None
+    steps: int | None = None
+    max_steps: int | None = None
+
+    def is_done(self, steps: int, epochs: int) -> bool:
+        """Whether so many steps, and so many whole passes among them, are what is asked for."""
+        if self.max_steps is not None and steps >= self.max_steps:
+            return True
+        return epochs >= self.local_epochs if self.steps is None else steps >= self.steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,6 +70,7 @@ class TrainResult:
         num_examples: examples in the local data, at least 1; what FedAvg weights by.
         local_steps: optimiser steps taken.
         metrics: for people, for instance the mean training loss; at most 16.
+        epochs: passes over the local data, in which parts of one count; None when they were the task's.
 
     Raises:
         TrainerError: a value is none of these. No aggregator could read such an update, and so none would
@@ -68,6 +81,7 @@ class TrainResult:
     num_examples: int
     local_steps: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         if error := _fault(self.vector, self.num_examples, self.local_steps, self.metrics):
@@ -184,6 +198,18 @@ def _checked(name: str, factory: object) -> TrainerFactory:
     if not callable(factory):
         raise SettingError("trainer.factory", name, "it is not callable")
     return factory
+
+
+def check_proximal(settings: Mapping[str, Scalar]) -> float:
+    """FedProx's μ as the plan's settings have it, 0 when they have none (Li et al. 2020, eq. 2).
+
+    Raises:
+        SettingError: it is not a finite number of at least 0.
+    """
+    found = settings.get("proximal", 0.0)
+    if isinstance(found, str | bool) or not 0 <= found < math.inf:
+        raise SettingError("task.settings proximal", found, "a number of at least 0 is allowed")
+    return float(found)
 
 
 def plan_mask(plan: Plan) -> Mask | None:

@@ -88,7 +88,8 @@ class Training:
             returned: object = trainer.train(model.vector, task, self._stopping.is_set)
             if isinstance(returned, TrainResult):
                 outcome = returned
-                self._stopping.wait(self._pause * task.local_epochs)
+                done = task.local_epochs if returned.epochs is None else returned.epochs
+                self._stopping.wait(self._pause * done)
             else:
                 outcome = TrainerError(f"the trainer returned {returned!r} instead of a TrainResult")
         except BaseException as error:  # noqa: BLE001 - whatever the user's trainer raises, the agent goes on

@@ -50,6 +50,7 @@ class Kind(IntEnum):
     UPDATE = 3
     CHUNK = 4
     RECEIPT = 5
+    TASK = 6
     CLIENT = 7
     AGGREGATOR = 8
 

@@ -58,6 +58,8 @@ class Rejection(StrEnum):
     BAD_PAYLOAD = "bad-payload"
     NOT_FINITE = "not-finite"
     NORM = "norm"
+    SUSPICIOUS = "suspicious"
+    QUARANTINED = "quarantined"
     ALREADY_CONTRIBUTED = "already-contributed"
     SEQUENCE = "sequence"
     QUOTA = "quota"

@@ -15,6 +15,7 @@ from .errors import LayoutError
 from .layout import MAX_DIMENSIONS, MAX_SEGMENTS, ParamLayout
 from .mask import DIGEST_BYTES, EncodedMask, max_content_bytes
 from .plan import MAX_TRAINER_SETTINGS, Plan, Scalar
+from .share import MAX_JITTER_SECONDS, MAX_LOCAL_STEPS, MAX_WAIT_SECONDS, Share
 from .types import (
     Chunk,
     ClientId,
@@ -167,6 +168,46 @@ def unpack_receipt(data: bytes) -> Receipt:
         refused=tuple(refused),
         notice=_read_refusal(fields, "n", fields.items("n", 2)) if fields.has("n") else None,
     )
+
+
+def pack_share(share: Share) -> bytes:
+    """One client's share of the work; what is the plan's is left out."""
+    body: dict[str, object] = {"b": share.boot}
+    if share.local_steps:
+        body["k"] = share.local_steps
+    if share.codec:
+        body["q"] = share.codec
+    if share.wait:
+        body["w"] = float(share.wait)
+    if share.jitter:
+        body["j"] = float(share.jitter)
+    return pack(Kind.TASK, body)
+
+
+def unpack_share(data: bytes) -> Share:
+    """Read a share of the work.
+
+    Raises:
+        WireError: the bytes are not one.
+    """
+    fields = unpack(Kind.TASK, data)
+    return Share(
+        boot=fields.integer("b", 1),
+        local_steps=fields.integer("k", 0, MAX_LOCAL_STEPS) if fields.has("k") else 0,
+        codec=fields.text("q", MAX_CODEC) if fields.has("q") else "",
+        wait=_read_seconds(fields, "w", MAX_WAIT_SECONDS),
+        jitter=_read_seconds(fields, "j", MAX_JITTER_SECONDS),
+    )
+
+
+def _read_seconds(fields: Fields, key: str, high: float) -> float:
+    """An optional number of seconds."""
+    if not fields.has(key):
+        return 0.0
+    value = fields.number(key)
+    if not 0 <= value <= high:  # written so that NaN fails
+        raise fields.wrong(key, f"{value} is not in [0, {high:g}]")
+    return value
 
 
 def _pack_refusal(refusal: Refusal) -> list[str]:
@@ -359,6 +400,7 @@ READERS: Final[Mapping[Kind, Callable[[bytes], object]]] = {
     Kind.UPDATE: unpack_update,
     Kind.CHUNK: unpack_chunk,
     Kind.RECEIPT: unpack_receipt,
+    Kind.TASK: unpack_share,
     Kind.CLIENT: lambda data: unpack_presence(Kind.CLIENT, data),
     Kind.AGGREGATOR: lambda data: unpack_presence(Kind.AGGREGATOR, data),
 }

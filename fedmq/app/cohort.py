@@ -26,10 +26,12 @@ from .toml import Value, write_toml
 
 #: Spread of the agents' pauses: the slowest of ten is some five times slower than the middle one.
 _PAUSE_SIGMA: Final = 0.9
-#: FedBuff's K as a share of the agents, and its η: what reached the target with the fewest bytes in `benchmarks.bytes`
-#: (docs/decisions/0015).
+#: K as a share of the agents, η, and how it falls with the versions: what did best in `benchmarks.rules`
+#: (docs/choosing.md).
 BUFFERED: Final = 0.3
-SERVER_RATE: Final = 1.2
+SERVER_RATE: Final = 1.8
+SERVER_SCHEDULE: Final = "root(50, 0.2)"
+_BUFFERING: Final = ("fedbuff", "ca2fl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +57,11 @@ class CohortSettings:
     pause: float = setting(
         0.2, help="median seconds that an agent pauses in each epoch; agents differ", low=0
     )
-    strategy: str = setting("fedbuff", help="how the aggregator folds", choices=STRATEGIES)
+    strategy: str = setting("ca2fl", help="how the aggregator folds", choices=STRATEGIES)
     buffer_size: int | None = setting(
         None,
-        help="updates in each version (K); fedbuff's is three for every ten agents if not given, others have their own",
+        help="updates in each version (K); fedbuff and ca2fl take three for every ten agents if not given, "
+        "others have their own",
         low=1,
     )
     staleness: str | None = setting(None, help="weight of late updates, for instance polynomial(0.5)")
@@ -184,9 +187,9 @@ def _aggregator(
     size = settings.buffer_size
     if size is None and settings.strategy == "fedavg":
         size = settings.agents
-    if size is None and settings.strategy == "fedbuff":
+    if size is None and settings.strategy in _BUFFERING:
         size = max(1, round(BUFFERED * settings.agents))
-        fold["learning_rate"] = SERVER_RATE
+        fold |= {"learning_rate": SERVER_RATE, "schedule": SERVER_SCHEDULE}
     if size is not None:
         fold["buffer_size"] = size
     if settings.staleness is not None:

@@ -13,7 +13,7 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .accounting import Accounting, account
+from .fairness import worst_decile
 from .runlog import LOG_NAME, Evaluation, Fold, Publish, Refusal, RunLog, read_log
 
 Setting: TypeAlias = str | int | float | bool
@@ -43,6 +44,7 @@ class RunFacts:
         settings: everything that was set, by name.
         seed: of the run.
         data: which data, for people.
+        client_accuracy: of the final model for each client (see `fairness`), where that is known.
     """
 
     target: float
@@ -52,6 +54,7 @@ class RunFacts:
     settings: Mapping[str, Setting]
     seed: int
     data: str
+    client_accuracy: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,8 @@ class Report:
         settings: everything that was set.
         seed: of the run.
         seconds: time of the last event.
+        worst_decile: mean accuracy of the final model for the worst tenth of the clients.
+        client_accuracy: of the final model for each client, on test data weighted by the labels of its own data.
         notes: what a reader must know, in sentences.
     """
 
@@ -117,6 +122,8 @@ class Report:
     settings: Mapping[str, Setting]
     seed: int
     seconds: float
+    worst_decile: float | None
+    client_accuracy: Mapping[str, float]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Json]:
@@ -177,6 +184,8 @@ def build_report(folder: Path, facts: RunFacts) -> Report:
         settings=dict(facts.settings),
         seed=facts.seed,
         seconds=log.seconds,
+        worst_decile=worst_decile(list(facts.client_accuracy.values())),
+        client_accuracy=dict(facts.client_accuracy),
         notes=_notes(log, reached, facts.target),
     )
 
@@ -224,6 +233,7 @@ def summary_lines(report: Report) -> list[Line]:
             value=_number(report.accuracy, "{:.4f}", missing="–"),
             remark=_number(report.best_accuracy, "best {:.4f}"),
         ),
+        *_fairness_lines(report),
         Line(
             label=f"time to {target}",
             value=_number(report.seconds_to_target, "{:,.1f} s", missing="–"),
@@ -251,6 +261,20 @@ def summary_lines(report: Report) -> list[Line]:
         ),
         Line(label="data", value=report.data, remark=f"seed {report.seed}"),
         *_accounting_lines(report.accounting),
+    ]
+
+
+def _fairness_lines(report: Report) -> list[Line]:
+    """How the clients fare that fare worst, where that was measured."""
+    if report.worst_decile is None:
+        return []
+    mean = sum(report.client_accuracy.values()) / len(report.client_accuracy)
+    return [
+        Line(
+            label="worst decile",
+            value=f"{report.worst_decile:.4f}",
+            remark=f"of clients, by their own labels; all {mean:.4f}",
+        )
     ]
 
 

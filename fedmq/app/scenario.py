@@ -1,7 +1,8 @@
 """A scenario: who learns what from what, on which devices, and until when. Values only; `simulation` plays it.
 
-One dataclass, read from a TOML file or made in Python. Its tables `task`, `fold`, `admission`, `publish` and `store`
-are the aggregator's own, with the same keys as in `aggregator.toml`; `[[devices]]` may be given several times.
+One dataclass, read from a TOML file or made in Python. Its tables `task`, `fold`, `admission`, `allocate`, `publish`
+and `store` are the aggregator's own, with the same keys as in `aggregator.toml`; `[[devices]]` may be given several
+times.
 """
 
 import tomllib
@@ -11,15 +12,20 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from fedmq.aggregator.admission import AdmissionSettings
+from fedmq.aggregator.allocation import AllocationSettings
 from fedmq.aggregator.pruning import PruneSettings
 from fedmq.aggregator.publisher import PublishSettings
+from fedmq.aggregator.reputation import ReputationSettings
 from fedmq.aggregator.settings import StoreSettings
 from fedmq.aggregator.strategy import FoldSettings
 from fedmq.aggregator.tasks import TaskSettings
+from fedmq.aggregator.trust import TrustSettings
 from fedmq.errors import SettingError
 from fedmq.settings import Leaf, leaves, load, setting
 
+from .attack import parse_attack
 from .distribution import parse_distribution
+from .partition import SPLITS
 
 S = TypeVar("S")
 
@@ -31,11 +37,16 @@ TRAINING: Final = ("real", "synthetic")
 class DataSettings:
     """What is learned, and who holds how much of it."""
 
-    source: str = setting("auto", help="auto, debian, digits, download, or a folder of IDX files")
+    source: str = setting("auto", help="auto, debian, digits, download, wearable, or a folder of IDX files")
     clients: int = setting(10, help="how many devices", low=1, high=10_000_000)
+    split: str = setting(
+        "auto",
+        help="who holds which examples; auto is user where the data says whose they are, otherwise dirichlet",
+        choices=SPLITS,
+    )
     alpha: float = setting(0.3, help="Dirichlet concentration: 0.1 very uneven labels, 100 nearly even")
     per_client: int | None = setting(
-        None, help="training images of each device; 1000 if there are as many", low=1
+        None, help="training examples of each device by Dirichlet; 1000 if there are as many", low=1
     )
     cache: Path = setting(Path("runs/cache"), help="folder for data that is downloaded or converted")
 
@@ -107,11 +118,17 @@ class DeviceClass:
         "1", help="seconds of one local epoch: a distribution from which each device draws once"
     )
     jitter: str = setting("1", help="factor by which each piece of work differs from that; a distribution")
+    attack: str = setting(
+        "none",
+        help="what it hands in instead of what it learned: none, sign_flip(scale), noise(scale), label_flip, "
+        "same_value(scale)",
+    )
     link: LinkSettings = field(default_factory=LinkSettings)
     availability: AvailabilitySettings = field(default_factory=AvailabilitySettings)
     energy: EnergySettings = field(default_factory=EnergySettings)
 
     def __post_init__(self) -> None:
+        parse_attack(self.attack)
         parse_distribution("epoch_seconds", self.epoch_seconds)
         parse_distribution("jitter", self.jitter)
 
@@ -156,7 +173,10 @@ class Tables:
     task: TaskSettings = field(default_factory=TaskSettings)
     fold: FoldSettings = field(default_factory=FoldSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    trust: TrustSettings = field(default_factory=TrustSettings)
+    reputation: ReputationSettings = field(default_factory=ReputationSettings)
     prune: PruneSettings = field(default_factory=PruneSettings)
+    allocate: AllocationSettings = field(default_factory=AllocationSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -177,6 +197,17 @@ class Scenario(Tables):
         if not sum(kind.share for kind in self.devices) > 0:
             raise SettingError(
                 "devices", len(self.devices), "at least one kind with a share above 0 is allowed"
+            )
+        for index, kind in enumerate(self.devices):
+            if self.training != "real" and parse_attack(kind.attack) is not None:
+                raise SettingError(
+                    f"devices[{index}].attack",
+                    kind.attack,
+                    "only with training = real does a device learn anything",
+                )
+        if self.training == "synthetic" and self.allocate.policy != "none":
+            raise SettingError(
+                "allocate.policy", self.allocate.policy, "with synthetic training, none is allowed"
             )
 
     def clients(self) -> Iterator[tuple[str, DeviceClass]]:

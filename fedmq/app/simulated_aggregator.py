@@ -12,6 +12,7 @@ from fedmq.aggregator.ledger import Key
 from fedmq.aggregator.service import Service
 from fedmq.aggregator.settings import AggregatorSettings
 from fedmq.aggregator.store import ChunkChanges, Store
+from fedmq.edge_agent.training import at_once
 from fedmq.layout import ParamLayout
 from fedmq.modelfile import save_model
 from fedmq.plan import DEFAULT_CHUNK_BYTES, Scalar
@@ -23,6 +24,7 @@ from fedmq.types import ModelHead, ObjectRef, ParamVector, Receipt
 from .runlog import Fold, Publish, Refusal
 from .scenario import LinkSettings, Scenario
 from .simulated_link import VirtualTransport, VirtualWire
+from .tutor import make_tutor
 from .virtual_time import Agenda, Party
 
 #: What happens at the aggregator.
@@ -86,7 +88,8 @@ class SimulatedAggregator:
         self._party = Party(agenda, _RANK, self._take_turns, delay=settings.store.batch_delay)
         self._store = _WatchedStore(settings.store.path)
         try:
-            self._service = Service(settings, self._store, self._connect, agenda.clock)
+            tutor = make_tutor(settings, at_once)
+            self._service = Service(settings, self._store, self._connect, agenda.clock, tutor)
         except BaseException:
             self._store.close()
             raise
@@ -193,7 +196,10 @@ def _settings(
         task=replace(scenario.task, settings=tuple(trainer_settings.items())),
         fold=fold,
         admission=scenario.admission,
+        trust=scenario.trust,
+        reputation=scenario.reputation,
         prune=scenario.prune,
+        allocate=scenario.allocate,
         publish=scenario.publish,
         store=replace(scenario.store, path=store),
     )

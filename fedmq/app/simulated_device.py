@@ -7,6 +7,7 @@ only how long that takes.
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +16,11 @@ import numpy as np
 from fedmq.edge_agent.agent import Agent
 from fedmq.edge_agent.outbox import Outbox
 from fedmq.edge_agent.settings import AgentSettings, OutboxSettings, TrainerSettings
+from fedmq.edge_agent.trainer import Task
 from fedmq.transport.base import Traffic, Will
 from fedmq.transport.memory import MemoryBroker
 
+from .attack import FACTORY, parse_attack
 from .availability import periods
 from .distribution import parse_distribution
 from .scenario import DeviceClass, LinkSettings, Scenario
@@ -28,6 +31,8 @@ from .virtual_time import Agenda, Party
 #: As a run's log calls them.
 _AWAY: Final = "away"
 _SHOWN_STATES: Final = {"idle": "waiting"}
+#: Of the built-in trainers, where the plan names none.
+DEFAULT_BATCH_SIZE: Final = 32
 
 
 class Life:
@@ -39,7 +44,7 @@ class Life:
         agenda: virtual time.
         broker: where it connects.
         link: how.
-        work_seconds: draws how long a piece of work takes.
+        work_seconds: draws how long a piece of work takes, from what is asked for.
         on_state: told of each state that the agent enters.
     """
 
@@ -50,7 +55,7 @@ class Life:
         agenda: Agenda,
         broker: MemoryBroker,
         link: LinkSettings,
-        work_seconds: Callable[[], float],
+        work_seconds: Callable[[Task | None], float],
         on_state: Callable[[str], None],
     ) -> None:
         self.began, self.finished = agenda.now, 0
@@ -110,7 +115,7 @@ class Life:
             work()
             self._party.wake()
 
-        self._agenda.at(since + self._work_seconds(), finish)
+        self._agenda.at(since + self._work_seconds(self._agent.task), finish)
         return lambda: None
 
 
@@ -151,14 +156,13 @@ class SimulatedDevice:
         self._agenda, self._broker, self._on_state = agenda, broker, on_state
         self._settings = AgentSettings(
             client=client,
-            trainer=TrainerSettings(seed=scenario.seed, settings=(("data", str(data)),)),
+            trainer=_trainer(kind, scenario, data),
             outbox=OutboxSettings(folder=folder / client),
         )
         self._durations, coming = (np.random.default_rng([scenario.seed, index, use]) for use in range(2))
         self._periods, self._fate = periods(kind.availability, coming), coming
-        self._seconds = scenario.task.local_epochs * parse_distribution(
-            "epoch_seconds", kind.epoch_seconds
-        ).draw(self._durations)
+        self._local_epochs, self._data = scenario.task.local_epochs, data
+        self._epoch_seconds = parse_distribution("epoch_seconds", kind.epoch_seconds).draw(self._durations)
         self._jitter = parse_distribution("jitter", kind.jitter)
         self._life: Life | None = None
         self._traffic = Traffic()  # of the lives that have ended
@@ -210,10 +214,24 @@ class SimulatedDevice:
             self._agenda,
             self._broker,
             self._kind.link,
-            lambda: self._seconds * self._jitter.draw(self._durations),
+            self._work_seconds,
             lambda state: self._on_state(self._client, state),
         )
         self._agenda.at(goes, self._go)
+
+    def _work_seconds(self, task: Task | None) -> float:
+        """How long it works on what it is asked for: an epoch's time, in proportion to epochs or steps."""
+        epochs = float(self._local_epochs)
+        if task is not None and task.steps is not None:
+            batch = int(task.settings.get("batch_size", DEFAULT_BATCH_SIZE))
+            epochs = task.steps / -(-self._examples // batch)
+        return epochs * self._epoch_seconds * self._jitter.draw(self._durations)
+
+    @cached_property
+    def _examples(self) -> int:
+        """How many its trainer learns from."""
+        with np.load(self._data) as arrays:
+            return max(len(arrays["train_labels"]), 1)
 
     def _go(self) -> None:
         if self._life is not None:
@@ -228,6 +246,14 @@ class SimulatedDevice:
         self._training += life.training_seconds
         self._trained += life.finished
         self._life = None
+
+
+def _trainer(kind: DeviceClass, scenario: Scenario, data: Path) -> TrainerSettings:
+    """What the device's operator says of its trainer: who attacks has one of its own around the plan's."""
+    if parse_attack(kind.attack) is None:
+        return TrainerSettings(seed=scenario.seed, settings=(("data", str(data)),))
+    false = (("data", str(data)), ("attack", kind.attack), ("trainer", scenario.task.trainer))
+    return TrainerSettings(seed=scenario.seed, factory=FACTORY, settings=false)
 
 
 def _sum(one: Traffic, other: Traffic) -> Traffic:

@@ -13,16 +13,21 @@ trainer's arithmetic does.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from fedmq.edge_agent.trainer import Trainer, find_factory
 from fedmq.plan import Scalar
 from fedmq.transport.base import Traffic
+from fedmq.types import ParamVector
 
 from .datasets import Dataset, load_dataset
+from .fairness import client_accuracy, label_accuracies
 from .partition import partition
 from .resources import allow_open_files, one_blas_thread, scratch_folder
 from .runlog import AgentState, AggregatorState, ClientTraffic, Evaluation, Event, Fold, Refusal
@@ -85,7 +90,12 @@ class _Simulation:
         clients = dict(scenario.clients())
         shards = _cut(scenario, dataset, folder, list(clients))
         plan = _trainer_settings(scenario, dataset)
-        self._trainer: Trainer = find_factory(scenario.task.trainer)(plan, data=str(shards["test"]))
+        self._make_trainer: Callable[[Path], Trainer] = lambda path: find_factory(scenario.task.trainer)(
+            plan, data=str(path)
+        )
+        self._trainer = self._make_trainer(shards["test"])
+        self._dataset, self._folder = dataset, folder
+        self._shards = [shards[name] for name in clients]
         self._aggregator = SimulatedAggregator(
             scenario,
             plan,
@@ -122,14 +132,18 @@ class _Simulation:
 
     def result(self, cpu_seconds: float) -> SimulationResult:
         """What it came to; the devices are switched off for it."""
-        clients = tuple(device.close() for device in self._devices.values())
+        vector = self._aggregator.engine.state.vector.copy()
+        clients = tuple(
+            replace(device.close(), accuracy=accuracy)
+            for device, accuracy in zip(self._devices.values(), self._client_accuracies(vector), strict=True)
+        )
         for name, device in self._devices.items():
             self._note_traffic(name, device.traffic)
         state = self._aggregator.engine.state
         return SimulationResult(
             scenario=self._scenario,
             layout=self._aggregator.engine.layout,
-            vector=state.vector.copy(),
+            vector=vector,
             evaluations=tuple(self._evaluations),
             seconds=self._agenda.now,
             versions=state.version,
@@ -139,6 +153,13 @@ class _Simulation:
             clients=clients,
             cpu_seconds=cpu_seconds,
         )
+
+    def _client_accuracies(self, vector: ParamVector) -> Iterator[float | None]:
+        """How well a model serves each client."""
+        by_label = label_accuracies(self._dataset, vector, self._make_trainer, self._folder)
+        for path in self._shards:
+            with np.load(path) as arrays:
+                yield client_accuracy(by_label, arrays["train_labels"])
 
     def close(self) -> None:
         """Give all files back."""

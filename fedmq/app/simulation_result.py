@@ -7,6 +7,7 @@ from typing import Final
 from fedmq.layout import ParamLayout
 from fedmq.types import ParamVector
 
+from .fairness import worst_decile
 from .runlog import Evaluation
 from .scenario import Scenario
 
@@ -31,6 +32,8 @@ class ClientResult:
         joules: what it drew.
         lives: how often it came.
         reimaged: how often it came back without its outbox.
+        accuracy: of the final model on the test data, weighted by the labels of the client's own (see `fairness`);
+            None when that cannot be said.
     """
 
     client: str
@@ -45,6 +48,7 @@ class ClientResult:
     joules: float
     lives: int
     reimaged: int
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,11 @@ class SimulationResult:
         """Mean of the last five evaluations; None when there was none."""
         last = [event.accuracy for event in self.evaluations[-_FINAL:]]
         return sum(last) / len(last) if last else None
+
+    @property
+    def worst_decile(self) -> float | None:
+        """Mean accuracy of the worst tenth of the clients, at least one; None when there is none."""
+        return worst_decile([client.accuracy for client in self.clients if client.accuracy is not None])
 
     @property
     def mean_staleness(self) -> float | None:

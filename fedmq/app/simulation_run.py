@@ -112,6 +112,9 @@ def run_training(scenario: Scenario, folder: Path, console: Console, should_stop
             settings=dict(_settings(scenario)),
             seed=scenario.seed,
             data=dataset.description,
+            client_accuracy={
+                client.client: client.accuracy for client in result.clients if client.accuracy is not None
+            },
         ),
     )
     write_report(folder, report)

@@ -59,6 +59,7 @@ class Visit:
         for topic, retained in (
             (topics.plan, plan),
             (topics.receipt(client), receipt),
+            (topics.task(client), None),  # the work is not shared out here
             (topics.aggregator(shard), aggregator),
         ):
             self._subscribe(topic)

@@ -64,7 +64,7 @@ def test_the_names_of_the_papers_fill_the_dials_that_are_open() -> None:
         "fedbuff": (5, "polynomial(0.5)", 1.0, 100, "refuse", "sgd", None),
         "fedasync": (1, "polynomial(0.5)", 0.6, 100, "refuse", "sgd", None),
         "fedavg": (4, "constant", 1.0, 0, "refuse", "sgd", None),
-        "ca2fl": (5, "constant", 1.0, 100, "refresh", "sgd", None),
+        "ca2fl": (5, "polynomial(0.5)", 1.0, 100, "refresh", "sgd", None),
         "fedfa": (1, "constant", 0.2, 100, "refuse", "sgd", None),
         "fadas": (5, "constant", 1e-3, 100, "refuse", "amsgrad", 1),
     } == rows

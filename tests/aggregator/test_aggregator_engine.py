@@ -9,6 +9,7 @@ import pytest
 from fedmq.aggregator.admission import AdmissionSettings, Conditions
 from fedmq.aggregator.decision import Arrival, Decision
 from fedmq.aggregator.engine import Engine
+from fedmq.aggregator.reputation import Standing
 from fedmq.aggregator.spool import Spool
 from fedmq.aggregator.state import pack_state
 from hypothesis import given, settings
@@ -187,6 +188,8 @@ def test_every_rejection_can_be_reached_from_the_wire(
             [message(seq=1, base=3), message(seq=2, base=3)],
             "to version 3: each client",
         ),
+        R.SUSPICIOUS: ([message(seq=2, base=3)], "not to the gate's liking"),
+        R.QUARANTINED: ([message(seq=2, base=3, payload=b"")], "until version 4, this is 3"),
         R.SEQUENCE: ([message(seq=300, floor=2, base=3)], "seq 300 is too far beyond 0, floor 2"),
         R.QUOTA: (
             [chunk(b"x", seq=seq, count=2, size=2) for seq in range(1, 6)],
@@ -197,6 +200,12 @@ def test_every_rejection_can_be_reached_from_the_wire(
     admission = AdmissionSettings(max_examples=50, max_norm=10)
     engine = new_engine(admission=admission, max_update_bytes=2000, **synchronous)
     engine.state.version = 3
+    if reason is R.QUARANTINED:
+        engine.reputation.standings["a"] = Standing(until=4, terms=1)
+    if reason is R.SUSPICIOUS:
+        engine.gate = lambda delta, conditions: Refusal(
+            reason=R.SUSPICIOUS, detail="not to the gate's liking"
+        )
     spool = Spool(is_settled=engine.is_settled, max_update_bytes=2000, max_bytes=10_000)
     arrivals = [arrival for each in messages if (arrival := spool.take("a", each, 0.0))]
     decision = engine.offer(arrivals)

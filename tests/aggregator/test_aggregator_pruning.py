@@ -277,7 +277,7 @@ def test_an_update_that_is_kept_is_decoded_under_its_own_mask() -> None:
     """However many masks have followed: CA2FL takes a client's last update out of its sum when the next one comes."""
     steps = KEPT_MASKS + 4
     schedule = Pruning("cubic", (0.9, 0.0, float(steps), 1.0))
-    engine = new_engine(schedule, strategy="ca2fl", buffer_size=1)
+    engine = new_engine(schedule, strategy="ca2fl", memory=1, buffer_size=1)
     fold(engine, message(1, 0.5))
     fold(engine, message(2, 0.5, mask=engine.mask))
     for seq in range(1, steps):

@@ -17,6 +17,8 @@ TABLE = [
     ("exponential(0.9)", 2, 0.81),
     ("root(3)", 0, 1.0),
     ("root(3)", 9, 0.5),
+    ("root(100, 0.25)", 300, 0.5),
+    ("root(100, 0.25)", 10**6, 0.25),
     ("cosine(100)", 0, 1.0),
     ("cosine(100)", 50, 0.5),
     ("cosine(100)", 100, 0.0),
@@ -58,7 +60,10 @@ def test_the_text_of_a_schedule_is_the_schedule(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("linear(5)", "one of constant, step(n, g), exponential(g), root(n), cosine(n, low=0) is allowed"),
+        (
+            "linear(5)",
+            "one of constant, step(n, g), exponential(g), root(n, low=0), cosine(n, low=0) is allowed",
+        ),
         ("step(0, 0.5)", "n must be a whole number, at least 1"),
         ("step(1.5, 0.5)", "n must be a whole number"),
         ("exponential(1.01)", "g must be a number, at least 0 and at most 1"),

@@ -68,8 +68,8 @@ def test_the_unpacked_state_can_be_written_to(engine: Engine) -> None:
 
 def test_a_snapshot_of_another_schema_is_refused(engine: Engine) -> None:
     """With the numbers."""
-    fields = msgpack.unpackb(pack_state(engine)) | {"schema": 3}
-    with pytest.raises(StoreError, match="the snapshot has schema 3, this release reads schema 1 and 2"):
+    fields = msgpack.unpackb(pack_state(engine)) | {"schema": 4}
+    with pytest.raises(StoreError, match="the snapshot has schema 4, this release reads schemas 1 to 3"):
         unpack(msgpack.packb(fields))
 
 

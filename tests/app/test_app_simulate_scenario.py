@@ -28,7 +28,7 @@ from fedmq.settings import Leaf, leaves
 
 DAY = 86_400.0
 PAGE = Path(__file__).parents[2] / "docs" / "simulation.md"
-AGGREGATORS = ("task", "fold", "admission", "publish", "store")
+AGGREGATORS = ("task", "fold", "admission", "trust", "reputation", "allocate", "publish", "store")
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "scenarios").glob("*.toml"))
 
 
@@ -96,7 +96,7 @@ def test_every_table_of_a_file_is_read(tmp_path: Path) -> None:
     [
         (
             "seeds = 1",
-            "setting seeds = 1 cannot be used: there is no such setting; here admission, data, devices",
+            "setting seeds = 1 cannot be used: there is no such setting; here admission, allocate, data, devices",
         ),
         ("[fold]\nK = 5", "setting fold.K = 5 cannot be used: there is no such setting; here "),
         (

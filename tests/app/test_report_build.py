@@ -106,6 +106,8 @@ def test_every_number_of_the_report_is_that_of_the_log(tmp_path: Path) -> None:
         "settings": {"buffer_size": 1, "max_age": "inf", "name": "<script>[bold]", "shuffle": True},
         "seed": 7,
         "seconds": 6.5,
+        "worst_decile": None,
+        "client_accuracy": {},
         "notes": (),
     }
     assert expected == actual

@@ -20,6 +20,7 @@ from fedmq import wire
 from fedmq.envelope import Kind, kind_of
 from fedmq.layout import ParamLayout, Segment, SegmentKind
 from fedmq.plan import Plan
+from fedmq.share import Share
 from fedmq.types import (
     Chunk,
     ClientId,
@@ -156,6 +157,11 @@ GOLDEN: dict[str, tuple[Kind, object]] = {
         ),
     ),
     "receipt-unknown": (Kind.RECEIPT, Receipt(client=ID.client, epoch=0)),
+    "task": (
+        Kind.TASK,
+        Share(boot=2**62, local_steps=70_000, codec="topk(0.01) | int8 | rice", wait=12.5, jitter=0.75),
+    ),
+    "task-plan": (Kind.TASK, Share(boot=5)),
     "client": (
         Kind.CLIENT,
         Presence(state=PresenceState.ASLEEP, boot=5, epoch=ID.epoch, software="fedmq 0.1.0"),
@@ -174,6 +180,7 @@ def _pack(kind: Kind, value: object) -> bytes:
         ModelUpdate: wire.pack_update,
         Chunk: wire.pack_chunk,
         Receipt: wire.pack_receipt,
+        Share: wire.pack_share,
         Presence: lambda presence: wire.pack_presence(kind, presence),
     }
     return packers[type(value)](value)

@@ -5,6 +5,7 @@ from fedmq.aggregator.settings import AggregatorSettings
 from fedmq.aggregator.store import Store
 from fedmq.app.foreground import run_in_foreground
 from fedmq.app.options import with_settings
+from fedmq.app.tutor import make_tutor
 from fedmq.plan import DEFAULT_CHUNK_BYTES
 from fedmq.transport.mqtt import MqttTransport
 
@@ -45,6 +46,7 @@ def make_aggregator(settings: AggregatorSettings) -> Service:
                     max_queued=4096,
                 )
             ),
+            tutor=make_tutor(settings),
         )
     except BaseException:
         store.close()

@@ -1,0 +1,319 @@
+"""Rules of folding side by side: updates, seconds and bytes to an accuracy, how steady, how fair.
+
+    python -m benchmarks.rules
+
+The simulator plays Fashion-MNIST with an MLP 784-128-10, SGD 0.05, one local epoch and production's codecs:
+
+    equal        10 clients of 1,000 images, batch 32, Dirichlet(0.3), all equally fast (W1 of the race)
+    stragglers   the same; every epoch takes 0.26 s, and 2.06 s on two of the ten (W2 of the race)
+    skewed       20 clients of 2,560 images, batch 64, Dirichlet(0.1), log-normal speeds (sigma 0.6)
+
+The same partition, first model and shuffling for each rule of a seed. Baselines are synchronous FedAvg (McMahan et al.
+2017) and FedBuff as published (Nguyen et al. 2022: K = 5, η = 1, s = 1/√(1 + τ)), both with dense float32 in both
+directions, and the same FedBuff with the product's codecs.
+
+A target counts as reached twice: with the first evaluation there, and, since asynchronous models swing, when the mean
+of three evaluations in a row is there. The swing is the standard deviation of the last ten evaluations (ten updates
+apart; a synchronous rule is measured at each version). Worst decile: the mean accuracy of the tenth of the clients
+that the last model serves worst, where a client's accuracy is the test set's accuracy by class, weighed by the
+client's own shares of the labels.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+from fedmq.aggregator.publisher import PublishSettings
+from fedmq.aggregator.strategy import FoldSettings
+from fedmq.aggregator.tasks import TaskSettings
+from fedmq.edge_agent.localdata import LocalData
+from fedmq.edge_agent.numpy_trainer import MlpTrainer
+
+from benchmarks.harness import Row, make_parser, print_table, read_options, spread, write_result
+from fedmq.app.cohort import BUFFERED
+from fedmq.app.datasets import Dataset, load_dataset
+from fedmq.app.partition import dirichlet_partition
+from fedmq.app.scenario import DataSettings, DeviceClass, EvaluationSettings, Scenario, StopSettings
+from fedmq.app.simulation import SimulationResult, simulate
+
+_HIDDEN: Final = 128
+_EVERY: Final = 10
+_STEADY: Final = 3
+_LATE: Final = 10
+_DENSE: Final = "float32"
+_FALLING: Final = "root(50, 0.2)"
+_QUICK_UPDATES: Final = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Who learns from what.
+
+    Attributes:
+        clients: how many.
+        alpha: Dirichlet concentration of their labels.
+        images: of each.
+        batch: how many make a step of SGD.
+        target: an accuracy.
+        updates: after so many it is enough.
+        devices: what they are like.
+    """
+
+    clients: int
+    alpha: float
+    images: int = 1000
+    batch: int = 32
+    target: float
+    updates: int
+    devices: tuple[DeviceClass, ...]
+
+
+_JITTER: Final = "uniform(0.95, 1.05)"
+WORKLOADS: Final = {
+    "equal": Workload(
+        clients=10,
+        alpha=0.3,
+        target=0.78,
+        updates=500,
+        devices=(DeviceClass(epoch_seconds="1", jitter=_JITTER),),
+    ),
+    "stragglers": Workload(
+        clients=10,
+        alpha=0.3,
+        target=0.78,
+        updates=500,
+        devices=(
+            DeviceClass(name="usual", share=8, epoch_seconds="0.26", jitter=_JITTER),
+            DeviceClass(name="straggler", share=2, epoch_seconds="2.06", jitter=_JITTER),
+        ),
+    ),
+    "skewed": Workload(
+        clients=20,
+        alpha=0.1,
+        images=2560,
+        batch=64,
+        target=0.75,
+        updates=800,
+        devices=(DeviceClass(epoch_seconds="lognormal(1, 0.6)", jitter="uniform(0.5, 1.5)"),),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One rule.
+
+    Attributes:
+        name: in tables.
+        fold: its dials; FedAvg's K is the number of clients.
+        dense: whether updates and models are sent as float32.
+    """
+
+    name: str
+    fold: FoldSettings = field(default_factory=FoldSettings)
+    dense: bool = False
+
+
+_PAPER: Final = FoldSettings(
+    strategy="fedbuff", buffer_size=5, learning_rate=1.0, staleness="polynomial(0.5)"
+)
+
+
+def play(contender: Contender, workload: Workload, *, seed: int, dataset: Dataset) -> SimulationResult:
+    """One run."""
+    trainer: tuple[tuple[str, str | int | float | bool], ...] = (
+        ("hidden", _HIDDEN),
+        ("learning_rate", 0.05),
+        ("batch_size", workload.batch),
+    )
+    task, publish = TaskSettings(trainer="mlp", settings=trainer), PublishSettings()
+    if contender.dense:
+        task = TaskSettings(trainer="mlp", settings=trainer, codec=_DENSE)
+        publish = PublishSettings(keyframe_codec=_DENSE, frame_codec=_DENSE, delta_codec=_DENSE)
+    scenario = Scenario(
+        name=contender.name,
+        seed=seed,
+        data=DataSettings(clients=workload.clients, alpha=workload.alpha, per_client=workload.images),
+        task=task,
+        fold=contender.fold,
+        publish=publish,
+        evaluation=EvaluationSettings(every=_EVERY, target=workload.target),
+        stop=StopSettings(updates=workload.updates),
+        devices=workload.devices,
+    )
+    return simulate(scenario, dataset=dataset)
+
+
+def contenders(workload: Workload) -> list[Contender]:
+    """The rules for a workload, synchronous FedAvg first."""
+    buffered = max(1, round(BUFFERED * workload.clients))
+    everybody = FoldSettings(strategy="fedavg", buffer_size=workload.clients)
+    return [
+        Contender(name="FedAvg, dense", fold=everybody, dense=True),
+        Contender(name="FedBuff, K = 5, dense", fold=_PAPER, dense=True),
+        Contender(name="FedBuff, K = 5", fold=_PAPER),
+        Contender(name="FedBuff, K = 0.3 n", fold=FoldSettings(buffer_size=buffered, learning_rate=1.2)),
+        Contender(
+            name="FedBuff, K = 0.3 n, falling step",
+            fold=FoldSettings(buffer_size=buffered, learning_rate=1.8, schedule=_FALLING),
+        ),
+        Contender(
+            name="CA2FL, K = 0.3 n, falling step",
+            fold=FoldSettings(strategy="ca2fl", buffer_size=buffered, learning_rate=1.8, schedule=_FALLING),
+        ),
+        Contender(
+            name="CA2FL of its paper, K = 5",
+            fold=FoldSettings(strategy="ca2fl", memory=1, calibration=1.0, staleness="constant"),
+        ),
+        Contender(name="FedAsync", fold=FoldSettings(strategy="fedasync")),
+        Contender(name="FedFa", fold=FoldSettings(strategy="fedfa")),
+    ]
+
+
+def row(
+    contender: Contender, name: str, workload: Workload, seed: int, result: SimulationResult, worst: float
+) -> Row:
+    """What a run came to."""
+    accuracies = [event.accuracy for event in result.evaluations]
+    late = accuracies[-_LATE:]
+    first = result.reached(workload.target)
+    steady = steady_at(accuracies, workload.target)
+    return {
+        "rule": contender.name,
+        "workload": name,
+        "seed": seed,
+        "updates_to_target": first.folded if first else None,
+        "updates_to_steady_target": None if steady is None else result.evaluations[steady].folded,
+        "seconds_to_target": first.t if first else None,
+        "uplink_bytes_to_target": first.uplink_bytes if first else None,
+        "downlink_bytes_to_target": first.downlink_bytes if first else None,
+        "final_accuracy": result.final_accuracy,
+        "swing": statistics.pstdev(late),
+        "worst_decile": worst,
+        "mean_staleness": result.mean_staleness,
+        "uplink_bytes_per_update": result.uplink_bytes / result.updates,
+        "downlink_bytes_per_update": result.downlink_bytes / result.updates,
+    }
+
+
+def steady_at(accuracies: Sequence[float], target: float) -> int | None:
+    """The index of the first evaluation that, with the two before it, is at the target on average; None if none is."""
+    for last in range(_STEADY, len(accuracies) + 1):
+        if statistics.fmean(accuracies[last - _STEADY : last]) >= target:
+            return last - 1
+    return None
+
+
+def worst_decile(result: SimulationResult, workload: Workload, seed: int, dataset: Dataset) -> float:
+    """Mean accuracy of the tenth of the clients that the last model serves worst, at least one client."""
+    parts = dirichlet_partition(
+        dataset.train_labels,
+        clients=workload.clients,
+        alpha=workload.alpha,
+        per_client=workload.images,
+        seed=seed,
+    )
+    shares = [
+        np.bincount(dataset.train_labels[part], minlength=dataset.classes) / len(part) for part in parts
+    ]
+    by_class = [_accuracy_on(label, result, dataset) for label in range(dataset.classes)]
+    clients = sorted(float(share @ by_class) for share in shares)
+    return statistics.fmean(clients[: max(1, len(clients) // 10)])
+
+
+def _accuracy_on(label: int, result: SimulationResult, dataset: Dataset) -> float:
+    chosen = dataset.test_labels == label
+    examples = LocalData(
+        images=dataset.test_images[chosen].astype(np.float32) / 255,
+        labels=dataset.test_labels[chosen].astype(np.int64),
+    )
+    features = dataset.test_images.shape[1]
+    judge = MlpTrainer(examples, examples, features=features, hidden=_HIDDEN, classes=dataset.classes, seed=0)
+    return judge.evaluate(result.vector)["accuracy"]
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """One line for each workload and rule: medians, and the range of the updates to the target."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for found in rows:
+        groups.setdefault((str(found["workload"]), str(found["rule"])), []).append(found)
+    lines: list[Row] = []
+    for (workload, rule), group in groups.items():
+        line: dict[str, str | int | float | None] = {"workload": workload, "rule": rule, "seeds": len(group)}
+        for key in group[0]:
+            values = [float(value) for found in group if isinstance(value := found[key], int | float)]
+            if key == "seed":
+                continue
+            if values and len(values) == len(group):
+                line[key] = spread(values)[0]
+            if key.startswith("updates_to"):
+                line[f"{key}_each"] = ", ".join(
+                    "–" if found[key] is None else str(found[key]) for found in group
+                )
+        lines.append(line)
+    return lines
+
+
+_ROW_HEADINGS: Final = {
+    "rule": "rule",
+    "updates_to_target": "updates",
+    "updates_to_steady_target": "steady",
+    "seconds_to_target": "s",
+    "final_accuracy": "at end",
+    "swing": "swing",
+    "worst_decile": "worst 10 %",
+}
+_HEADINGS: Final = {
+    "rule": "rule",
+    "updates_to_target_each": "updates",
+    "updates_to_steady_target_each": "steady",
+    "seconds_to_target": "s",
+    "final_accuracy": "at end",
+    "swing": "swing",
+    "worst_decile": "worst 10 %",
+    "mean_staleness": "staleness",
+}
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = make_parser("rules", "rules of folding side by side")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from --seed on")
+    parser.add_argument("--workloads", nargs="+", choices=tuple(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--rules", default="", help="only rules whose name contains this")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the JSON file has already")
+    arguments = parser.parse_args()
+    options = read_options(arguments)
+    dataset = load_dataset("auto", cache=DataSettings().cache)
+    rows: list[Row] = json.loads(options.out.read_text("utf-8"))["rows"] if arguments.resume else []
+    there = {(found["workload"], found["rule"], found["seed"]) for found in rows}
+    for name in arguments.workloads[: 1 if options.quick else None]:
+        workload = WORKLOADS[name]
+        if options.quick:
+            workload = replace(workload, updates=_QUICK_UPDATES)
+        for contender in contenders(workload):
+            if arguments.rules not in contender.name:
+                continue
+            for seed in range(options.seed, options.seed + (1 if options.quick else arguments.seeds)):
+                if (name, contender.name, seed) in there:
+                    continue
+                result = play(contender, workload, seed=seed, dataset=dataset)
+                worst = worst_decile(result, workload, seed, dataset)
+                rows.append(row(contender, name, workload, seed, result, worst))
+                print_table("", [rows[-1]], {"workload": "", "seed": "seed"} | _ROW_HEADINGS)
+                write_result("rules", options, rows, summary=summary(rows))
+    lines = summary(rows)
+    for name in WORKLOADS:
+        print_table(
+            f"{name}: to an accuracy of {WORKLOADS[name].target}; medians",
+            [line for line in lines if line["workload"] == name],
+            _HEADINGS,
+        )
+    write_result("rules", options, rows, summary=lines)
+
+
+if __name__ == "__main__":
+    main()
