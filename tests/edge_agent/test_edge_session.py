@@ -27,6 +27,7 @@ from fedmq.edge_agent.session import (
     Pull,
     Send,
     Settled,
+    ShareSeen,
     Signal,
     State,
     StopPulling,
@@ -131,7 +132,7 @@ def test_every_entry_of_the_table_is_taken() -> None:
                 taken.add((self.state, signal))
             return super()._move(signal, now)
 
-    watched = Watched(pending=(), is_full=False)
+    watched = Watched(pending=(), is_full=False, draw=lambda: 0.5)
     story: list[tuple[Event | None, float]] = [
         (Linked(), 0),
         (plan(once=True), 0),
@@ -156,6 +157,17 @@ def test_every_entry_of_the_table_is_taken() -> None:
         (ModelSeen(epoch=1, version=4), 10),
         (Trained(seq=4, is_full=False), 10),
         (OFFLINE, 10),
+        (ShareSeen(boot=ONLINE.boot, wait=5.0, jitter=8.0), 10),
+        (ONLINE, 10),
+        (None, 14),
+        (ModelSeen(epoch=1, version=5), 14),
+        (Trained(seq=5, is_full=False), 14),
+        (Settled(seqs=(5,), is_full=False), 14),
+        (None, 19),
+        (ModelSeen(epoch=1, version=6), 19),
+        (Trained(seq=6, is_full=True), 19),
+        (AggregatorSeen(online=True, boot=ONLINE.boot + 1), 19),
+        (Settled(seqs=(6,), is_full=False), 19),
     ]
     for event, now in story:
         watched.tick(now) if event is None else watched.handle(event, now)
