@@ -57,7 +57,7 @@ class CohortSettings:
     pause: float = setting(
         0.2, help="median seconds that an agent pauses in each epoch; agents differ", low=0
     )
-    strategy: str = setting("ca2fl", help="how the aggregator folds", choices=STRATEGIES)
+    strategy: str = setting("fedbuff", help="how the aggregator folds", choices=STRATEGIES)
     buffer_size: int | None = setting(
         None,
         help="updates in each version (K); fedbuff and ca2fl take three for every ten agents if not given, "
