@@ -61,7 +61,7 @@ def make_plan(
         max_update_bytes=task.max_update_bytes,
         max_staleness=rule.oldest_admitted,
         wait_for_new_version=rule.synchronous,
-        resend_seconds=task.resend_seconds,
-        clip_norm=task.clip_norm,
+        resend_seconds=float(task.resend_seconds),  # the wire knows integers from floats
+        clip_norm=float(task.clip_norm),
         mask=mask.encoded if mask is not None else None,
     )

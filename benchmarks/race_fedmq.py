@@ -21,12 +21,11 @@ from fedmq.broker.mosquitto import free_port
 from benchmarks.race_process import Process, stop_all
 from benchmarks.race_system import Parties, Snapshot, Stage, Tail, wait_for_port
 from benchmarks.race_workload import CLIENTS, EVERY, TRAINER
-from fedmq.app.cohort import BUFFERED, SERVER_RATE, SERVER_SCHEDULE, CohortSettings
+from fedmq.app.cohort import demo_fold, fold_table
 from fedmq.app.toml import Value, write_toml
 
 _START_SECONDS: Final = 60.0
-_BUFFER: Final = round(BUFFERED * CLIENTS)
-_STRATEGY: Final = CohortSettings().strategy
+_FOLD: Final = demo_fold(CLIENTS)
 
 
 class Fedmq:
@@ -38,7 +37,7 @@ class Fedmq:
     @property
     def note(self) -> str:
         """Its defaults, and how the demo folds."""
-        fold = f"{_STRATEGY}, K = {_BUFFER}, η = {SERVER_RATE} {SERVER_SCHEDULE}"
+        fold = f"{_FOLD.strategy}, K = {_FOLD.buffer_size}, η = {_FOLD.learning_rate} {_FOLD.schedule}"
         return f"as the demo runs it: {fold}, {TaskSettings().codec}"
 
     def prepare(self) -> dict[str, str]:
@@ -136,12 +135,7 @@ def _write_settings(stage: Stage, port: int) -> None:
             **common("aggregator", port),
             "model": material.model,
             "store": {"path": folder / "aggregator.db"},
-            "fold": {
-                "strategy": _STRATEGY,
-                "buffer_size": _BUFFER,
-                "learning_rate": SERVER_RATE,
-                "schedule": SERVER_SCHEDULE,
-            },
+            "fold": fold_table(_FOLD),
             "task": {"trainer": TRAINER, "settings": material.settings, "resend_seconds": 20.0},
         },
     )

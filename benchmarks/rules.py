@@ -33,7 +33,7 @@ from fedmq.edge_agent.localdata import LocalData
 from fedmq.edge_agent.numpy_trainer import MlpTrainer
 
 from benchmarks.harness import Row, make_parser, print_table, read_options, spread, write_result
-from fedmq.app.cohort import BUFFERED
+from fedmq.app.cohort import demo_fold
 from fedmq.app.datasets import Dataset, load_dataset
 from fedmq.app.partition import dirichlet_partition
 from fedmq.app.scenario import DataSettings, DeviceClass, EvaluationSettings, Scenario, StopSettings
@@ -149,7 +149,7 @@ def play(contender: Contender, workload: Workload, *, seed: int, dataset: Datase
 
 def contenders(workload: Workload) -> list[Contender]:
     """The rules for a workload, synchronous FedAvg first."""
-    buffered = max(1, round(BUFFERED * workload.clients))
+    buffered = demo_fold(workload.clients).buffer_size
     everybody = FoldSettings(strategy="fedavg", buffer_size=workload.clients)
     return [
         Contender(name="FedAvg, dense", fold=everybody, dense=True),

@@ -38,7 +38,7 @@ from fedmq.transport.base import (
 )
 from fedmq.types import ClientId, GlobalModel, Presence, PresenceState, Receipt
 
-from . import session
+from . import events
 from .download import Download
 from .frames import FrameCache
 from .links import Links
@@ -168,7 +168,7 @@ class Agent:
                     )
                 if self._download is not None:
                     self._download.reset()
-                self._do(session.Unlinked())
+                self._do(events.Unlinked())
             case Delivery():
                 self._take(event)
                 event.ack()
@@ -202,7 +202,7 @@ class Agent:
         for topic in (topics.plan, topics.receipt(self._client), *shares, aggregator):
             self.transport.subscribe(topic)
         self._announce(PresenceState.ONLINE)
-        self._do(session.Linked())
+        self._do(events.Linked())
 
     def _take(self, delivery: Delivery) -> None:
         topics, payload = self._topics, delivery.payload
@@ -219,9 +219,9 @@ class Agent:
             elif delivery.topic == topics.aggregator(self._settings.shard):
                 presence = wire.unpack_presence(Kind.AGGREGATOR, payload)
                 online = presence.state is PresenceState.ONLINE
-                self._do(session.AggregatorSeen(online=online, boot=presence.boot))
+                self._do(events.AggregatorSeen(online=online, boot=presence.boot))
             elif self._download is not None and self._download.take(delivery):
-                self._do(session.PieceSeen())
+                self._do(events.PieceSeen())
         except WireError as error:
             log.warning("ignored a message on %s: %s", delivery.topic, error)
 
@@ -247,7 +247,7 @@ class Agent:
 
     def _see_plan(self, plan: Plan, *, usable: bool) -> None:
         self._do(
-            session.PlanSeen(
+            events.PlanSeen(
                 usable=usable, once_per_version=plan.wait_for_new_version, resend_seconds=plan.resend_seconds
             )
         )
@@ -262,7 +262,7 @@ class Agent:
 
     def _on_model(self, model: GlobalModel) -> None:
         self._model = model
-        self._do(session.ModelSeen(epoch=model.epoch, version=model.version))
+        self._do(events.ModelSeen(epoch=model.epoch, version=model.version))
 
     def _take_receipt(self, payload: bytes) -> None:
         self._receipt = wire.unpack_receipt(payload)
@@ -286,7 +286,7 @@ class Agent:
             log.error("%s The receipt is kept until the outbox can be written; trying again.", error)
             self._retry_at = self._clock() + DISK_RETRY_SECONDS
         if settled:
-            self._do(session.Settled(seqs=tuple(settled), is_full=self._outbox.is_full))
+            self._do(events.Settled(seqs=tuple(settled), is_full=self._outbox.is_full))
 
     def _retry(self) -> None:
         """Do what the disk refused, once it has been left alone for a while."""
@@ -297,35 +297,35 @@ class Agent:
             self._save(*self._unsaved)
         self._settle()
 
-    def _do(self, event: session.Event) -> None:
+    def _do(self, event: events.Event) -> None:
         self._carry_out(self._session.handle(event, self._clock()))
 
-    def _carry_out(self, effects: list[session.Effect]) -> None:
+    def _carry_out(self, effects: list[events.Effect]) -> None:
         waiting = deque(effects)
         while waiting:
             event = self._act(waiting.popleft())
             if event is not None:
                 waiting += self._session.handle(event, self._clock())
 
-    def _act(self, effect: session.Effect) -> session.Event | None:
+    def _act(self, effect: events.Effect) -> events.Event | None:
         match effect:
-            case session.Pull():
+            case events.Pull():
                 if self._download is not None:
                     self._download.start()
                 return None
-            case session.StopPulling():
+            case events.StopPulling():
                 if self._download is not None:
                     self._download.stop()
                 return None
-            case session.Train():
+            case events.Train():
                 return self._train()
-            case session.Send(seq=seq):
+            case events.Send(seq=seq):
                 return self._upload.send(seq)
 
-    def _train(self) -> session.TrainingFailed | None:
+    def _train(self) -> events.TrainingFailed | None:
         model, plan, trainer = self._model, self._plan, self._trainer
         if model is None or plan is None or trainer is None:
-            return session.TrainingFailed()
+            return events.TrainingFailed()
         seed = zlib.crc32(f"{self._settings.trainer.seed}/{self._client}/{self._outbox.next_seq}".encode())
         mask, settings = self._mask, dict(plan.trainer_settings)
         task = Task(local_epochs=plan.local_epochs, settings=settings, seed=seed, mask=mask)
@@ -346,27 +346,27 @@ class Agent:
             )
         elif not self._stopping:
             log.error("training failed; trying again later", exc_info=finished.outcome)
-            self._do(session.TrainingFailed())
+            self._do(events.TrainingFailed())
 
     def _save(self, result: TrainResult, model: GlobalModel) -> None:
         """Put an update into the outbox, or keep it in memory until the disk takes it."""
         self._unsaved, plan = None, self._plan
         if plan is None or plan.layout.fingerprint != model.layout.fingerprint:
             log.warning("the plan changed during training; the result is thrown away")
-            self._do(session.TrainingFailed())
+            self._do(events.TrainingFailed())
             return
         try:
             asked = self._shares.plan(plan, self._session.aggregator_boot)
             seq = put_update(self._outbox, self._client, asked, model, result, self._mask)
         except (CodecError, TrainerError) as error:
             log.error("the training's result cannot be used and is thrown away: %s", error)
-            self._do(session.TrainingFailed())
+            self._do(events.TrainingFailed())
         except StoreError as error:
             log.error("%s The update is kept in memory until it can be written; trying again.", error)
             self._unsaved, self._retry_at = (result, model), self._clock() + DISK_RETRY_SECONDS
         else:
             self._note("trained", **plain_metrics(result.metrics), seq=seq, version=model.version)
-            self._do(session.Trained(seq=seq, is_full=self._outbox.is_full))
+            self._do(events.Trained(seq=seq, is_full=self._outbox.is_full))
 
     def _announce(self, state: PresenceState) -> None:
         try:

@@ -14,7 +14,7 @@ from fedmq.plan import Plan
 from fedmq.share import ACCEPTS_SHARES, TRAIN_SECONDS, Share
 from fedmq.wire import MAX_METRICS
 
-from .session import ShareSeen
+from .events import ShareSeen
 from .settings import TrainerSettings
 from .trainer import Task, TrainResult
 

@@ -21,8 +21,8 @@ from fedmq.plan import DEFAULT_CHUNK_BYTES
 from fedmq.transport.base import PublishAccepted, PublishRefused, PublishToken, Transport
 from fedmq.types import Chunk, ClientId, UpdateId
 
+from .events import NotTaken, Taken
 from .outbox import Outbox
-from .session import NotTaken, Taken
 
 log = logging.getLogger(__name__)
 

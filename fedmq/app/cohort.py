@@ -4,14 +4,14 @@ The demo starts its processes from these files, and a person can start any of th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq.aggregator.strategy import STRATEGIES
+from fedmq.aggregator.strategy import STRATEGIES, FoldSettings
 from fedmq.aggregator.tasks import TaskSettings
 from fedmq.edge_agent.trainer import find_factory
 from fedmq.layout import ParamLayout
@@ -28,10 +28,9 @@ from .toml import Value, write_toml
 _PAUSE_SIGMA: Final = 0.9
 #: K as a share of the agents, η, and how it falls with the versions: what did best in `benchmarks.rules`
 #: (docs/choosing.md).
-BUFFERED: Final = 0.3
-SERVER_RATE: Final = 1.8
-SERVER_SCHEDULE: Final = "root(50, 0.2)"
-_BUFFERING: Final = ("fedbuff", "ca2fl")
+_BUFFERED: Final = 0.3
+_SERVER_RATE: Final = 1.8
+_SERVER_SCHEDULE: Final = "root(50, 0.2)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,18 +179,36 @@ def make_cohort(
     return cohort
 
 
+def demo_fold(agents: int, strategy: str = CohortSettings().strategy) -> FoldSettings:
+    """How the demo folds the updates of so many agents, unless it is told otherwise."""
+    match strategy:
+        case "fedbuff" | "ca2fl":
+            size = max(1, round(_BUFFERED * agents))
+            return FoldSettings(
+                strategy=strategy, buffer_size=size, learning_rate=_SERVER_RATE, schedule=_SERVER_SCHEDULE
+            )
+        case "fedavg":
+            return FoldSettings(strategy=strategy, buffer_size=agents)
+        case _:
+            return FoldSettings(strategy=strategy)
+
+
+def fold_table(fold: FoldSettings) -> dict[str, Value]:
+    """A fold's dials that are not the defaults, for a file of settings."""
+    mine = ((entry.name, getattr(fold, entry.name)) for entry in fields(FoldSettings))
+    default = FoldSettings(strategy=fold.strategy)
+    return {name: value for name, value in mine if value != getattr(default, name) or name == "strategy"}
+
+
 def _aggregator(
     folder: Path, model: Path, store: Path, plan: Mapping[str, Scalar], settings: CohortSettings
 ) -> dict[str, Value]:
-    fold: dict[str, Value] = {"strategy": settings.strategy}
-    size = settings.buffer_size
-    if size is None and settings.strategy == "fedavg":
-        size = settings.agents
-    if size is None and settings.strategy in _BUFFERING:
-        size = max(1, round(BUFFERED * settings.agents))
-        fold |= {"learning_rate": SERVER_RATE, "schedule": SERVER_SCHEDULE}
-    if size is not None:
-        fold["buffer_size"] = size
+    chosen = demo_fold(settings.agents, settings.strategy)
+    fold: dict[str, Value] = {"strategy": chosen.strategy}
+    if settings.buffer_size is not None:
+        fold["buffer_size"] = settings.buffer_size
+    else:
+        fold |= fold_table(chosen)
     if settings.staleness is not None:
         fold["staleness"] = settings.staleness
     return {

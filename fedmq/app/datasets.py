@@ -13,11 +13,9 @@ gzip headers they have exactly the four MD5 sums that Fashion-MNIST's README pub
 
 import gzip
 import hashlib
-import math
 import os
 import secrets
 import urllib.request
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq.errors import DataError, SettingError
+
+from .idx import UNSIGNED_BYTE, read_content, read_idx
 
 #: The direct links of Fashion-MNIST's README. Plain HTTP is harmless here: the content is checked.
 FASHION_MNIST_URL: Final = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -48,12 +48,9 @@ _GARMENTS: Final = (
 )  # fmt: skip
 _DIGITS: Final = tuple("0123456789")
 
-#: Bound on one file's decompressed content: five times Fashion-MNIST's largest. Stops decompression bombs.
-_MAX_CONTENT: Final = 256 << 20
 #: Bound on one download, compressed: twice Fashion-MNIST's largest.
 _MAX_DOWNLOAD: Final = 64 << 20
 _TIMEOUT_SECONDS: Final = 30.0
-_UNSIGNED_BYTE: Final = 0x08
 _TEST_DIGITS_PER_CLASS: Final = 100
 
 
@@ -164,37 +161,6 @@ def fetch(checksums: Mapping[str, str], *, url: str, folder: Path) -> None:
         _store(path, _get(address), checksum=checksum, origin=address)
 
 
-def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, plain or (by its suffix `.gz`) compressed.
-
-    Strict: the magic number, the number of dimensions and the exact length must agree. Format: two zero
-    bytes, the type 0x08, the number of dimensions, each dimension as a big-endian uint32, then the data in C
-    order (Y. LeCun, "The MNIST database", section "File formats").
-
-    Returns:
-        A read-only uint8 array with `dimensions` axes.
-
-    Raises:
-        DataError: the file cannot be read, is larger than 256 MiB decompressed, or is not such a file.
-    """
-    content = _content(path)
-    header = 4 + 4 * dimensions
-    if len(content) < header:
-        raise DataError(path, f"is cut off: {len(content)} bytes, but the header alone has {header}")
-    magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
-    if content[:4] != magic:
-        raise DataError(
-            path,
-            f"begins with {content[:4].hex()} instead of {magic.hex()} (IDX of bytes, {dimensions} axes)",
-        )
-    shape = tuple(int(size) for size in np.frombuffer(content, dtype=">u4", count=dimensions, offset=4))
-    expected = math.prod(shape)
-    if len(content) - header != expected:
-        stated = "×".join(map(str, shape))
-        raise DataError(path, f"holds {len(content) - header} bytes of data where its header states {stated}")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
-
-
 def _debian() -> Dataset:
     """Fashion-MNIST from Debian's package."""
     if not _DEBIAN_FOLDER.is_dir():
@@ -249,7 +215,7 @@ def _convert_digits(folder: Path) -> None:
     train, test = order[~in_test[order]], order[in_test[order]]
     parts = (images[train], labels[train], images[test], labels[test])
     for name, array in zip(FASHION_MNIST, parts, strict=True):
-        header = bytes((0, 0, _UNSIGNED_BYTE, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
+        header = bytes((0, 0, UNSIGNED_BYTE, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
         _store(folder / f"{name}.gz", gzip.compress(header + array.tobytes(), compresslevel=6, mtime=0))
 
 
@@ -301,22 +267,10 @@ def _locate(folder: Path, stem: str, dimensions: int) -> Path:
     raise DataError(folder, f"has no {names[0]} (nor {', '.join(names[1:])})")
 
 
-def _content(path: Path) -> bytes:
-    """Read a whole file, decompressed if it ends in `.gz`, within the bound."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = stream.read(_MAX_CONTENT + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(path, f"cannot be read: {error}") from error
-    if len(content) > _MAX_CONTENT:
-        raise DataError(path, f"holds more than {_MAX_CONTENT} bytes; a dataset this large is not supported")
-    return content
-
-
 def _is_intact(path: Path, checksum: str) -> bool:
     """Tell whether a cached file still has its content; a damaged one is fetched anew."""
     try:
-        return hashlib.sha256(_content(path)).hexdigest() == checksum
+        return hashlib.sha256(read_content(path)).hexdigest() == checksum
     except DataError:
         return False
 

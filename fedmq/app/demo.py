@@ -36,7 +36,8 @@ from .interruption import Interruption
 from .live import Display
 from .partition_picture import partition_picture
 from .recorder import Recorder
-from .report import Report, RunFacts, build_report, summary_table, write_report
+from .report import Report, RunFacts, build_report, write_report
+from .report_summary import summary_table
 from .supervisor import Child, stop_all
 from .sweep import sweep
 

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from .report import Line, Report, compare, summary_lines
+from .report import Report
+from .report_summary import Line, compare, summary_lines
 from .runlog import AGENT_STATES, AgentState, AggregatorState, Evaluation, RunLog
 
 _INK, _GRID = "#1f2329", "#d4d8dd"

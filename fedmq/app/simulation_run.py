@@ -25,7 +25,8 @@ from fedmq.modelfile import save_model
 from .datasets import load_dataset
 from .interruption import Interruption
 from .load_run import run_load
-from .report import RunFacts, Setting, build_report, summary_table, write_report
+from .report import RunFacts, Setting, build_report, write_report
+from .report_summary import summary_table
 from .run_folder import new_run_folder, point_latest
 from .runlog import (
     LOG_NAME,

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedmq.app import datasets
-from fedmq.app.datasets import load_dataset, read_idx
+from fedmq.app import idx as idx_module
+from fedmq.app.datasets import load_dataset
+from fedmq.app.idx import read_idx
 from fedmq.errors import DataError
 
 
@@ -115,7 +117,7 @@ def test_a_decompression_bomb_is_stopped_at_the_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small archive of many zeros is refused for its content's size, whatever its header states."""
-    monkeypatch.setattr(datasets, "_MAX_CONTENT", 1000)
+    monkeypatch.setattr(idx_module, "_MAX_CONTENT", 1000)
     path = tmp_path / "labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(idx(np.zeros(993, dtype=np.uint8))))
 

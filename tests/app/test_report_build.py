@@ -10,7 +10,8 @@ from rich.console import Console
 
 from fedmq.app import report as report_module
 from fedmq.app.accounting import ClientBytes
-from fedmq.app.report import RunFacts, build_report, compare, summary_lines, summary_table, write_report
+from fedmq.app.report import RunFacts, build_report, write_report
+from fedmq.app.report_summary import compare, summary_lines, summary_table
 
 FACTS = RunFacts(
     target=0.75,

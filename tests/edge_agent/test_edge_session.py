@@ -6,17 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 from fedmq.edge_agent import session as session_module
-from fedmq.edge_agent.session import (
-    MAX_RESEND_SECONDS,
-    MAX_REST_SECONDS,
-    MIN_RESEND_SECONDS,
-    PULL_SECONDS,
-    RECEIPT_GRACE,
-    RECEIPT_WAIT,
-    REST_SECONDS,
-    TRANSITIONS,
+from fedmq.edge_agent.events import (
     AggregatorSeen,
-    EdgeSession,
     Effect,
     Event,
     Linked,
@@ -28,14 +19,25 @@ from fedmq.edge_agent.session import (
     Send,
     Settled,
     ShareSeen,
-    Signal,
-    State,
     StopPulling,
     Taken,
     Train,
     Trained,
     TrainingFailed,
     Unlinked,
+)
+from fedmq.edge_agent.session import (
+    MAX_RESEND_SECONDS,
+    MAX_REST_SECONDS,
+    MIN_RESEND_SECONDS,
+    PULL_SECONDS,
+    RECEIPT_GRACE,
+    RECEIPT_WAIT,
+    REST_SECONDS,
+    TRANSITIONS,
+    EdgeSession,
+    Signal,
+    State,
 )
 from hypothesis import given
 from hypothesis import strategies as st

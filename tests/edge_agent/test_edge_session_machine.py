@@ -2,9 +2,8 @@
 
 import random
 
-from fedmq.edge_agent.session import (
+from fedmq.edge_agent.events import (
     AggregatorSeen,
-    EdgeSession,
     Effect,
     Event,
     Linked,
@@ -15,7 +14,6 @@ from fedmq.edge_agent.session import (
     Pull,
     Send,
     Settled,
-    State,
     StopPulling,
     Taken,
     Train,
@@ -23,6 +21,7 @@ from fedmq.edge_agent.session import (
     TrainingFailed,
     Unlinked,
 )
+from fedmq.edge_agent.session import EdgeSession, State
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,11 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from fedmq.edge_agent.session import (
-    RECEIPT_WAIT,
-    REST_SECONDS,
+from fedmq.edge_agent.events import (
     AggregatorSeen,
-    EdgeSession,
     Effect,
     Event,
     Linked,
@@ -17,12 +14,12 @@ from fedmq.edge_agent.session import (
     Pull,
     Settled,
     ShareSeen,
-    State,
     Taken,
     Trained,
     TrainingFailed,
     Unlinked,
 )
+from fedmq.edge_agent.session import RECEIPT_WAIT, REST_SECONDS, EdgeSession, State
 from fedmq.edge_agent.settings import TrainerSettings
 from fedmq.edge_agent.shares import Shares
 from fedmq.edge_agent.trainer import Task, TrainResult

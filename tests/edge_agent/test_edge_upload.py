@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fedmq.aggregator.spool import Spool
+from fedmq.edge_agent.events import NotTaken, Taken
 from fedmq.edge_agent.outbox import Outbox
-from fedmq.edge_agent.session import NotTaken, Taken
 from fedmq.edge_agent.upload import MIN_CHUNK_BYTES, WINDOW, Upload
 
 from fedmq import wire

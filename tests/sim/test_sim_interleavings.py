@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from fedmq.aggregator.strategy import FoldSettings
+from fedmq.edge_agent.events import NotTaken, Taken
 from fedmq.edge_agent.outbox import Outbox
-from fedmq.edge_agent.session import NotTaken, Taken
 from fedmq.edge_agent.update import take_back
 from fedmq.edge_agent.upload import Upload
 from hypothesis import settings
