@@ -188,12 +188,12 @@ class EdgeSession:
             case Taken(seq=seq):
                 if seq in self._due:
                     self._due[seq] = now + self._resend_seconds
-                    if seq == self._uploading and self.state is State.UPLOADING:
-                        self._timer = now + RECEIPT_WAIT
+                    self._wait_for_receipt(seq, now + RECEIPT_WAIT)
             case NotTaken(seq=seq):
                 if seq in self._due:
                     times = self._refusals[seq] = self._refusals.get(seq, 0) + 1
                     self._due[seq] = now + min(2.0 ** min(times, 10), self._resend_seconds)
+                    self._wait_for_receipt(seq, now)
             case Settled(seqs=seqs, is_full=is_full):
                 self._is_full = is_full
                 for seq in seqs:
@@ -230,8 +230,7 @@ class EdgeSession:
     def next_tick(self) -> float | None:
         """When `tick` should be called at the latest, None for whenever something happens."""
         times = [due for due in self._due.values() if due is not None] if self._aggregator_online else []
-        waits = self.state is State.UPLOADING and self._due.get(self._uploading) is not None
-        if waits or self.state in (State.PULLING, State.SLEEPING):
+        if self.state in (State.PULLING, State.UPLOADING, State.SLEEPING) and self._timer < math.inf:
             times.append(self._timer)
         return min(times, default=None)
 
@@ -248,10 +247,13 @@ class EdgeSession:
                 return False
 
     def _is_uploaded(self, now: float) -> bool:
-        """Whether the newest update has its receipt, or is with the broker or refused by it, and was waited for."""
-        if self._uploading not in self._due:
-            return True
-        return self._due[self._uploading] is not None and now >= self._timer
+        """Whether the newest update has its receipt, or has been waited for."""
+        return self._uploading not in self._due or now >= self._timer
+
+    def _wait_for_receipt(self, seq: int, until: float) -> None:
+        """Wait no longer than this for the newest update's; when it is sent again, the wait does not begin anew."""
+        if seq == self._uploading and self.state is State.UPLOADING:
+            self._timer = min(self._timer, until)
 
     def _see_aggregator(self, online: bool, boot: int, now: float) -> None:
         if not online and self._aggregator_online and boot != self.aggregator_boot:
@@ -288,7 +290,7 @@ class EdgeSession:
             case State.TRAINING:
                 effects.append(Train())
             case State.UPLOADING:
-                self._timer = now
+                self._timer = math.inf  # until the broker has it
             case State.SLEEPING if signal is Signal.HELD:
                 self._timer = self._not_before
             case State.SLEEPING:

@@ -246,6 +246,19 @@ def test_the_next_pull_waits_for_the_receipt() -> None:
     assert session.tick(5.0 + RECEIPT_WAIT) == [Pull()]
 
 
+def test_sending_again_does_not_make_the_wait_longer() -> None:
+    """An update may be sent again sooner than its receipt is given up: the agent would wait for ever."""
+    session = made(Linked(), plan(resend=0.4), ONLINE, MODEL)
+    session.handle(Trained(seq=1, is_full=False), 0.0)
+    pulls = []
+    for step in range(30):
+        effects = session.handle(Taken(seq=1), step / 10)
+        effects += session.tick((step + 1) / 10)
+        pulls += [(step + 1) / 10 for effect in effects if effect == Pull()]
+
+    assert [RECEIPT_WAIT] == pulls
+
+
 def test_the_next_pull_waits_for_no_receipt_of_an_older_update() -> None:
     """A receipt that settles only what came before leaves the newest one waiting; one that settles it does not."""
     session = made(Linked(), plan(), ONLINE, MODEL, pending=(1,))
