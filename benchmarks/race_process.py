@@ -1,6 +1,7 @@
 """Processes of one run: started with one thread for numerics, watched, and stopped whatever happens."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from benchmarks.race_venvs import ROOT
 from fedmq.app.foreground import FOLLOW_PARENT
 
 _STOP_SECONDS: Final = 5.0
+_WORD: Final = re.compile(r"[A-Za-z]{3}")
 
 
 class Process:
@@ -54,9 +56,9 @@ class Process:
         return self._popen.poll() is not None
 
     def last_words(self) -> str:
-        """The last line of its log."""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        """The last line of its log that has a word in it."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if _WORD.search(line)), "it said nothing")
 
     def stop(self) -> None:
         """Ask it to end, with whatever it has started."""

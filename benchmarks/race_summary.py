@@ -49,7 +49,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((str(row["workload"]), str(row["system"])), []).append(row)
-    lines = {key: _line(*key, group) for key, group in groups.items()}
+    lines = {key: _line(*key, group) for key, group in sorted(groups.items(), key=lambda item: item[0][0])}
     return [_compare(line, lines.get((workload, _COMPARED))) for (workload, _), line in lines.items()]
 
 
