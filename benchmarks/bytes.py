@@ -9,9 +9,9 @@ directions. What differs between the rows is `task.codec` and `publish.*`; on th
 demo does, all others as `FoldSettings` says.
 
 STC and EDEN are what OpenFL ships, as published: STC with one magnitude and Golomb positions in both directions
-(Sattler et al. 2019, p = 1/100), EDEN with few bits up (Vargaftik et al. 2022). APPFL's error-bounded compressors
-(SZ, zfp) spend several bits on every parameter; `benchmarks.codecs` has zfp's figures. Flower ships none: its FedAvg,
-which waits for all clients, is the first row, and what the others are compared with.
+(Sattler et al. 2019, p = 1/100), EDEN with few bits up (Vargaftik et al. 2022). SZ3 and ZFP are what APPFL ships, in
+use when their packages are installed (`bytes_peers`). Flower ships none: its FedAvg, which waits for all clients, is
+the first row, and what the others are compared with.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.strategy import FoldSettings
 from fedmq.aggregator.tasks import TaskSettings
 
+from benchmarks import bytes_peers
 from benchmarks.bytes_plot import plot
 from benchmarks.harness import Row, make_parser, print_table, read_options, spread, write_result
 from fedmq.app.cohort import demo_fold
@@ -76,6 +77,11 @@ def contenders(trainer: str) -> list[Contender]:
             "topk(0.01) | ternary | rice",
         ),
     }
+    for name in bytes_peers.offer():
+        ways[f"{name.upper()}, error within 1 % of the range, dense down (APPFL)"] = (
+            f"float32 | {name}(0.01)",
+            _DENSE[1],
+        )
     synchronous = FoldSettings(strategy="fedavg", buffer_size=_CLIENTS)
     up, down = _DENSE
     found = [
