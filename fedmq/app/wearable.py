@@ -23,12 +23,12 @@ from fedmq.errors import DataError
 from .datasets import Dataset
 
 _SHA256: Final = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
-#: What the pickle may name, and what it is called by the numpy of today.
+#: All that the pickle names.
 _ALLOWED: Final = {
-    ("numpy.core.multiarray", "_reconstruct"): ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"): ("numpy", "ndarray"),
-    ("numpy", "dtype"): ("numpy", "dtype"),
-    ("_codecs", "encode"): ("_codecs", "encode"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
 }
 _EXERCISES: Final = (
     "pendulum", "abduction", "forward elevation", "internal rotation", "external rotation", "trapezius", "row",
@@ -91,10 +91,9 @@ class _Arrays(pickle.Unpickler):
     """Makes numpy's arrays, and nothing else."""
 
     def find_class(self, module_name: str, global_name: str) -> object:
-        allowed = _ALLOWED.get((module_name, global_name))
-        if allowed is None:
+        if (module_name, global_name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"{module_name}.{global_name} is not an array's")
-        return super().find_class(*allowed)
+        return super().find_class(module_name, global_name)
 
 
 def _find() -> Path:
