@@ -290,5 +290,7 @@ def test_debian_without_its_package_says_how_to_install_it(
 
 def test_an_unknown_source_lists_the_known_ones(tmp_path: Path) -> None:
     """A typing error is answered with the choices."""
-    with pytest.raises(SettingError, match=r"data = 'debain'.*auto, debian, digits, download, wearable or a folder"):
+    with pytest.raises(
+        SettingError, match=r"data = 'debain'.*auto, debian, digits, download, wearable or a folder"
+    ):
         load_dataset("debain", cache=tmp_path)
