@@ -14,35 +14,7 @@ from benchmarks.rules import WORKLOADS, Contender, contenders, play, row, steady
 from fedmq.app.datasets import Dataset
 from fedmq.app.partition import dirichlet_partition
 
-SIDE, CLASSES = 6, 5
 SMALL = replace(WORKLOADS["equal"], clients=4, images=100, target=0.5, updates=60)
-
-
-@pytest.fixture(scope="module")
-def patterns() -> Dataset:
-    """Noisy pictures of five patterns."""
-    random = np.random.default_rng(0)
-    shown = random.integers(0, 256, (CLASSES, SIDE * SIDE))
-
-    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = random.integers(0, CLASSES, count).astype(np.uint8)
-        noisy = shown[labels] + random.normal(0, 60, (count, SIDE * SIDE))
-        return np.clip(noisy, 0, 255).astype(np.uint8), labels
-
-    train_images, train_labels = draw(600)
-    test_images, test_labels = draw(200)
-    return Dataset(
-        name="patterns",
-        description="noisy patterns",
-        alternative="none",
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        shape=(SIDE, SIDE),
-        classes=CLASSES,
-        class_names=tuple("abcde"),
-    )
 
 
 def test_a_target_is_held_when_three_evaluations_in_a_row_are_there_on_average() -> None:
@@ -53,11 +25,11 @@ def test_a_target_is_held_when_three_evaluations_in_a_row_are_there_on_average()
     assert None is steady_at([0.9, 0.1, 0.1, 0.9], 0.5)
 
 
-def test_a_row_says_what_the_run_came_to(patterns: Dataset) -> None:
+def test_a_row_says_what_the_run_came_to(blobs: Dataset) -> None:
     """Its swing and its bytes are the run's own."""
     contender = Contender(name="one by one", fold=FoldSettings(strategy="fedasync"))
-    result = play(contender, SMALL, seed=1, dataset=patterns)
-    worst = worst_decile(result, SMALL, 1, patterns)
+    result = play(contender, SMALL, seed=1, dataset=blobs)
+    worst = worst_decile(result, SMALL, 1, blobs)
     found = row(contender, "equal", SMALL, 1, result, worst)
     late = [event.accuracy for event in result.evaluations[-10:]]
 
@@ -67,23 +39,23 @@ def test_a_row_says_what_the_run_came_to(patterns: Dataset) -> None:
     assert worst == found["worst_decile"]
 
 
-def test_the_worst_decile_is_the_client_whose_labels_the_model_knows_least(patterns: Dataset) -> None:
+def test_the_worst_decile_is_the_client_whose_labels_the_model_knows_least(blobs: Dataset) -> None:
     """By hand: the accuracy on each label, weighed by the client's shares."""
     contender = Contender(name="short", fold=FoldSettings(strategy="fedasync"))
     workload = replace(SMALL, alpha=0.1, updates=10)
-    result = play(contender, workload, seed=2, dataset=patterns)
+    result = play(contender, workload, seed=2, dataset=blobs)
     tensors = result.layout.unpack(result.vector)
-    x = patterns.test_images.astype(np.float32) / 255
+    x = blobs.test_images.astype(np.float32) / 255
     hidden = np.maximum(x @ tensors["hidden.weight"].T + tensors["hidden.bias"], 0)
-    right = (hidden @ tensors["output.weight"].T + tensors["output.bias"]).argmax(1) == patterns.test_labels
-    by_label = [right[patterns.test_labels == label].mean() for label in range(CLASSES)]
-    parts = dirichlet_partition(patterns.train_labels, clients=4, alpha=0.1, per_client=100, seed=2)
-    clients = [np.mean([by_label[label] for label in patterns.train_labels[part]]) for part in parts]
+    right = (hidden @ tensors["output.weight"].T + tensors["output.bias"]).argmax(1) == blobs.test_labels
+    by_label = [right[blobs.test_labels == label].mean() for label in range(blobs.classes)]
+    parts = dirichlet_partition(blobs.train_labels, clients=4, alpha=0.1, per_client=100, seed=2)
+    clients = [np.mean([by_label[label] for label in blobs.train_labels[part]]) for part in parts]
 
-    assert min(clients) == pytest.approx(worst_decile(result, workload, 2, patterns))
+    assert min(clients) == pytest.approx(worst_decile(result, workload, 2, blobs))
 
 
-def test_a_summary_has_a_median_only_where_all_seeds_have_a_value(patterns: Dataset) -> None:
+def test_a_summary_has_a_median_only_where_all_seeds_have_a_value(blobs: Dataset) -> None:
     """And it shows each seed's updates."""
     rows = [
         {"workload": "equal", "rule": "a", "seed": seed, "updates_to_target": updates, "swing": swing}
@@ -95,10 +67,10 @@ def test_a_summary_has_a_median_only_where_all_seeds_have_a_value(patterns: Data
     assert "updates_to_target" not in line
 
 
-def test_every_rule_can_be_played(patterns: Dataset) -> None:
+def test_every_rule_can_be_played(blobs: Dataset) -> None:
     """Their dials go together, and FedAvg waits for everybody."""
     short = replace(SMALL, updates=8)
-    found = [play(contender, short, seed=0, dataset=patterns) for contender in contenders(short)]
+    found = [play(contender, short, seed=0, dataset=blobs) for contender in contenders(short)]
 
     assert 4 == found[0].scenario.fold.buffer_size
     assert {0: 8} == found[0].staleness
@@ -107,11 +79,11 @@ def test_every_rule_can_be_played(patterns: Dataset) -> None:
 
 
 def test_the_command_writes_its_rows_and_goes_on_from_them(
-    patterns: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blobs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is there already is not played again."""
     out = tmp_path / "rules.json"
-    monkeypatch.setattr(rules, "load_dataset", lambda source, cache: patterns)
+    monkeypatch.setattr(rules, "load_dataset", lambda source, cache: blobs)
     monkeypatch.setattr(rules, "WORKLOADS", {"equal": SMALL})
     command = ["rules", "--quick", "--workloads", "equal", "--out", str(out), "--rules"]
     monkeypatch.setattr(sys, "argv", [*command, "FedAsync"])
