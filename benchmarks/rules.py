@@ -14,9 +14,7 @@ directions, and the same FedBuff with the product's codecs.
 
 A target counts as reached twice: with the first evaluation there, and, since asynchronous models swing, when the mean
 of three evaluations in a row is there. The swing is the standard deviation of the last ten evaluations (ten updates
-apart; a synchronous rule is measured at each version). Worst decile: the mean accuracy of the tenth of the clients
-that the last model serves worst, where a client's accuracy is the test set's accuracy by class, weighed by the
-client's own shares of the labels.
+apart; a synchronous rule is measured at each version). Worst decile: see `fedmq.app.fairness`.
 """
 
 import json
@@ -25,17 +23,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import numpy as np
 from fedmq.aggregator.publisher import PublishSettings
 from fedmq.aggregator.strategy import FoldSettings
 from fedmq.aggregator.tasks import TaskSettings
-from fedmq.edge_agent.localdata import LocalData
-from fedmq.edge_agent.numpy_trainer import MlpTrainer
 
 from benchmarks.harness import Row, make_parser, print_table, read_options, spread, write_result
 from fedmq.app.cohort import demo_fold
 from fedmq.app.datasets import Dataset, load_dataset
-from fedmq.app.partition import dirichlet_partition
 from fedmq.app.scenario import DataSettings, DeviceClass, EvaluationSettings, Scenario, StopSettings
 from fedmq.app.simulation import SimulationResult, simulate
 
@@ -173,9 +167,7 @@ def contenders(workload: Workload) -> list[Contender]:
     ]
 
 
-def row(
-    contender: Contender, name: str, workload: Workload, seed: int, result: SimulationResult, worst: float
-) -> Row:
+def row(contender: Contender, name: str, workload: Workload, seed: int, result: SimulationResult) -> Row:
     """What a run came to."""
     accuracies = [event.accuracy for event in result.evaluations]
     late = accuracies[-_LATE:]
@@ -192,7 +184,7 @@ def row(
         "downlink_bytes_to_target": first.downlink_bytes if first else None,
         "final_accuracy": result.final_accuracy,
         "swing": statistics.pstdev(late),
-        "worst_decile": worst,
+        "worst_decile": result.worst_decile,
         "mean_staleness": result.mean_staleness,
         "uplink_bytes_per_update": result.uplink_bytes / result.updates,
         "downlink_bytes_per_update": result.downlink_bytes / result.updates,
@@ -205,34 +197,6 @@ def steady_at(accuracies: Sequence[float], target: float) -> int | None:
         if statistics.fmean(accuracies[last - _STEADY : last]) >= target:
             return last - 1
     return None
-
-
-def worst_decile(result: SimulationResult, workload: Workload, seed: int, dataset: Dataset) -> float:
-    """Mean accuracy of the tenth of the clients that the last model serves worst, at least one client."""
-    parts = dirichlet_partition(
-        dataset.train_labels,
-        clients=workload.clients,
-        alpha=workload.alpha,
-        per_client=workload.images,
-        seed=seed,
-    )
-    shares = [
-        np.bincount(dataset.train_labels[part], minlength=dataset.classes) / len(part) for part in parts
-    ]
-    by_class = [_accuracy_on(label, result, dataset) for label in range(dataset.classes)]
-    clients = sorted(float(share @ by_class) for share in shares)
-    return statistics.fmean(clients[: max(1, len(clients) // 10)])
-
-
-def _accuracy_on(label: int, result: SimulationResult, dataset: Dataset) -> float:
-    chosen = dataset.test_labels == label
-    examples = LocalData(
-        images=dataset.test_images[chosen].astype(np.float32) / 255,
-        labels=dataset.test_labels[chosen].astype(np.int64),
-    )
-    features = dataset.test_images.shape[1]
-    judge = MlpTrainer(examples, examples, features=features, hidden=_HIDDEN, classes=dataset.classes, seed=0)
-    return judge.evaluate(result.vector)["accuracy"]
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
@@ -301,8 +265,7 @@ def main() -> None:
                 if (name, contender.name, seed) in there:
                     continue
                 result = play(contender, workload, seed=seed, dataset=dataset)
-                worst = worst_decile(result, workload, seed, dataset)
-                rows.append(row(contender, name, workload, seed, result, worst))
+                rows.append(row(contender, name, workload, seed, result))
                 print_table("", [rows[-1]], {"workload": "", "seed": "seed"} | _ROW_HEADINGS)
                 write_result("rules", options, rows, summary=summary(rows))
     lines = summary(rows)

@@ -10,7 +10,7 @@ import pytest
 from fedmq.aggregator.strategy import FoldSettings
 
 from benchmarks import rules
-from benchmarks.rules import WORKLOADS, Contender, contenders, play, row, steady_at, summary, worst_decile
+from benchmarks.rules import WORKLOADS, Contender, contenders, play, row, steady_at, summary
 from fedmq.app.datasets import Dataset
 from fedmq.app.partition import dirichlet_partition
 
@@ -29,14 +29,13 @@ def test_a_row_says_what_the_run_came_to(blobs: Dataset) -> None:
     """Its swing and its bytes are the run's own."""
     contender = Contender(name="one by one", fold=FoldSettings(strategy="fedasync"))
     result = play(contender, SMALL, seed=1, dataset=blobs)
-    worst = worst_decile(result, SMALL, 1, blobs)
-    found = row(contender, "equal", SMALL, 1, result, worst)
+    found = row(contender, "equal", SMALL, 1, result)
     late = [event.accuracy for event in result.evaluations[-10:]]
 
     assert ("one by one", "equal", 1) == (found["rule"], found["workload"], found["seed"])
     assert float(np.std(late)) == pytest.approx(found["swing"])
     assert result.uplink_bytes / 60 == found["uplink_bytes_per_update"]
-    assert worst == found["worst_decile"]
+    assert result.worst_decile == found["worst_decile"]
 
 
 def test_the_worst_decile_is_the_client_whose_labels_the_model_knows_least(blobs: Dataset) -> None:
@@ -52,7 +51,7 @@ def test_the_worst_decile_is_the_client_whose_labels_the_model_knows_least(blobs
     parts = dirichlet_partition(blobs.train_labels, clients=4, alpha=0.1, per_client=100, seed=2)
     clients = [np.mean([by_label[label] for label in blobs.train_labels[part]]) for part in parts]
 
-    assert min(clients) == pytest.approx(worst_decile(result, workload, 2, blobs))
+    assert min(clients) == pytest.approx(result.worst_decile)
 
 
 def test_a_summary_has_a_median_only_where_all_seeds_have_a_value(blobs: Dataset) -> None:
