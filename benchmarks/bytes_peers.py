@@ -7,6 +7,7 @@ the package pysz, ZFP the package zfpy; neither is a dependency.
 """
 
 import importlib
+from abc import abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
@@ -47,11 +48,13 @@ class _ErrorBounded(EntropyCoder):
         """What cannot be compressed grows a little."""
         return 8 * count + 65_536
 
+    @abstractmethod
     def _compress(self, values: np.ndarray) -> bytes:
-        raise NotImplementedError
+        """Float32 values as bytes, within the bound."""
 
+    @abstractmethod
     def _decompress(self, payload: bytes, count: int) -> np.ndarray:
-        raise NotImplementedError
+        """So many values of such bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,5 +106,5 @@ def offer() -> dict[str, str]:
         for name in there
     }
     installed = registry._installed()
-    registry._installed = lambda: {**installed, **entries}  # type: ignore[assignment]
+    registry._installed = lambda: {**installed, **entries}  # type: ignore[assignment]  # it is cached
     return there

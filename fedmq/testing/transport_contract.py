@@ -260,7 +260,7 @@ class TransportContract:
         reader.outcome(reader.transport.publish("state", b"x", retain=True))
         window = len(reader.deliveries)
         for number in range(12):
-            reader.wait(lambda wanted=number: len(reader.deliveries) > wanted)  # type: ignore[misc]
+            reader.wait(lambda wanted=number: len(reader.deliveries) > wanted)  # type: ignore[misc]  # mypy cannot infer it
             reader.deliveries[number].ack()
             assert not net.strict or len(reader.deliveries) - number <= 5
 
