@@ -10,7 +10,8 @@ The simulator plays Fashion-MNIST with an MLP 784-128-10, SGD 0.05, one local ep
 
 The same partition, first model and shuffling for each rule of a seed. Baselines are synchronous FedAvg (McMahan et al.
 2017) and FedBuff as published (Nguyen et al. 2022: K = 5, η = 1, s = 1/√(1 + τ)), both with dense float32 in both
-directions, and the same FedBuff with the product's codecs.
+directions, and the same FedBuff with the product's codecs. "Adjusted" stands for the loss that is adjusted for the
+labels of each device (`fedmq.edge_agent.local_loss`), the product's default; the others minimise plain cross-entropy.
 
 A target counts as reached twice: with the first evaluation there, and, since asynchronous models swing, when the mean
 of three evaluations in a row is there. The swing is the standard deviation of the last ten evaluations (ten updates
@@ -20,7 +21,10 @@ apart; a synchronous rule is measured at each version). Worst decile: see `fedmq
 import json
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
+from multiprocessing import get_context
 from typing import Final
 
 from fedmq.aggregator.publisher import PublishSettings
@@ -104,11 +108,13 @@ class Contender:
         name: in tables.
         fold: its dials; FedAvg's K is the number of clients.
         dense: whether updates and models are sent as float32.
+        adjusted: whether the loss is adjusted for the labels of each device.
     """
 
     name: str
     fold: FoldSettings = field(default_factory=FoldSettings)
     dense: bool = False
+    adjusted: bool = False
 
 
 _PAPER: Final = FoldSettings(
@@ -122,6 +128,7 @@ def play(contender: Contender, workload: Workload, *, seed: int, dataset: Datase
         ("hidden", _HIDDEN),
         ("learning_rate", 0.05),
         ("batch_size", workload.batch),
+        ("logit_adjustment", 1.0 if contender.adjusted else 0.0),
     )
     task, publish = TaskSettings(trainer="mlp", settings=trainer), PublishSettings()
     if contender.dense:
@@ -143,26 +150,31 @@ def play(contender: Contender, workload: Workload, *, seed: int, dataset: Datase
 
 def contenders(workload: Workload) -> list[Contender]:
     """The rules for a workload, synchronous FedAvg first."""
-    buffered = demo_fold(workload.clients).buffer_size
     everybody = FoldSettings(strategy="fedavg", buffer_size=workload.clients)
+    demo = demo_fold(workload.clients)
+    buffered = demo.buffer_size
+    falling = FoldSettings(buffer_size=buffered, learning_rate=1.8, schedule=_FALLING)
     return [
         Contender(name="FedAvg, dense", fold=everybody, dense=True),
+        Contender(name="FedAvg, dense, adjusted", fold=everybody, dense=True, adjusted=True),
         Contender(name="FedBuff, K = 5, dense", fold=_PAPER, dense=True),
         Contender(name="FedBuff, K = 5", fold=_PAPER),
-        Contender(name="FedBuff, K = 0.3 n", fold=FoldSettings(buffer_size=buffered, learning_rate=1.2)),
+        Contender(name="FedBuff, K = 5, adjusted", fold=_PAPER, adjusted=True),
+        Contender(name="FedBuff, falling step 1.8", fold=falling),
+        Contender(name="FedBuff, falling step 1.8, adjusted", fold=falling, adjusted=True),
+        Contender(name="FedBuff, falling step 2.4, adjusted (the demo)", fold=demo, adjusted=True),
+        Contender(name="CA2FL, falling step 1.8", fold=replace(falling, strategy="ca2fl")),
         Contender(
-            name="FedBuff, K = 0.3 n, falling step",
-            fold=FoldSettings(buffer_size=buffered, learning_rate=1.8, schedule=_FALLING),
-        ),
-        Contender(
-            name="CA2FL, K = 0.3 n, falling step",
-            fold=FoldSettings(strategy="ca2fl", buffer_size=buffered, learning_rate=1.8, schedule=_FALLING),
+            name="CA2FL, falling step 2.4, adjusted",
+            fold=demo_fold(workload.clients, "ca2fl"),
+            adjusted=True,
         ),
         Contender(
             name="CA2FL of its paper, K = 5",
             fold=FoldSettings(strategy="ca2fl", memory=1, calibration=1.0, staleness="constant"),
         ),
         Contender(name="FedAsync", fold=FoldSettings(strategy="fedasync")),
+        Contender(name="FedAsync, adjusted", fold=FoldSettings(strategy="fedasync"), adjusted=True),
         Contender(name="FedFa", fold=FoldSettings(strategy="fedfa")),
     ]
 
@@ -242,6 +254,32 @@ _HEADINGS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cell:
+    """One run that is to be played."""
+
+    contender: Contender
+    name: str
+    workload: Workload
+    seed: int
+
+
+def _play(cell: _Cell) -> Row:
+    """In a process of its own, which reads the images once."""
+    result = play(cell.contender, cell.workload, seed=cell.seed, dataset=images())
+    return row(cell.contender, cell.name, cell.workload, cell.seed, result)
+
+
+def _workload(name: str, *, quick: bool) -> Workload:
+    return replace(WORKLOADS[name], updates=_QUICK_UPDATES) if quick else WORKLOADS[name]
+
+
+@cache
+def images() -> Dataset:
+    """Fashion-MNIST, read once in each process."""
+    return load_dataset("auto", cache=DataSettings().cache)
+
+
 def main() -> None:
     """Run, print, write."""
     parser = make_parser("rules", "rules of folding side by side")
@@ -249,29 +287,27 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=tuple(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--rules", default="", help="only rules whose name contains this")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the JSON file has already")
+    parser.add_argument("--jobs", type=int, default=1, help="federations played at a time")
     arguments = parser.parse_args()
     options = read_options(arguments)
-    dataset = load_dataset("auto", cache=DataSettings().cache)
     rows: list[Row] = json.loads(options.out.read_text("utf-8"))["rows"] if arguments.resume else []
     there = {(found["workload"], found["rule"], found["seed"]) for found in rows}
-    for name in arguments.workloads[: 1 if options.quick else None]:
-        workload = WORKLOADS[name]
-        if options.quick:
-            workload = replace(workload, updates=_QUICK_UPDATES)
-        for contender in contenders(workload):
-            if arguments.rules not in contender.name:
-                continue
-            for seed in range(options.seed, options.seed + (1 if options.quick else arguments.seeds)):
-                if (name, contender.name, seed) in there:
-                    continue
-                result = play(contender, workload, seed=seed, dataset=dataset)
-                rows.append(row(contender, name, workload, seed, result))
-                print_table("", [rows[-1]], {"workload": "", "seed": "seed"} | _ROW_HEADINGS)
-                write_result("rules", options, rows, summary=summary(rows))
+    cells = [
+        _Cell(contender=contender, name=name, workload=_workload(name, quick=options.quick), seed=seed)
+        for name in arguments.workloads[: 1 if options.quick else None]
+        for contender in contenders(WORKLOADS[name])
+        for seed in range(options.seed, options.seed + (1 if options.quick else arguments.seeds))
+        if arguments.rules in contender.name and (name, contender.name, seed) not in there
+    ]
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        for found in map(_play, cells) if arguments.jobs == 1 else pool.map(_play, cells):
+            rows.append(found)
+            print_table("", [found], {"workload": "", "seed": "seed"} | _ROW_HEADINGS)
+            write_result("rules", options, rows, summary=summary(rows))
     lines = summary(rows)
-    for name in WORKLOADS:
+    for name in dict.fromkeys(line["workload"] for line in lines):
         print_table(
-            f"{name}: to an accuracy of {WORKLOADS[name].target}; medians",
+            f"{name}: to an accuracy of {WORKLOADS[str(name)].target}; medians",
             [line for line in lines if line["workload"] == name],
             _HEADINGS,
         )

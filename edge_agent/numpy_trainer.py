@@ -1,8 +1,8 @@
 """A trainer for devices without torch: a network of one hidden layer, in numpy.
 
 The same network, tensor names and settings as `torch_trainer.mlp`, so that one federation may hold devices of both
-kinds. ReLU, then a linear layer; the loss is the cross-entropy of the softmax of its outputs, taken once:
-the outputs themselves are no probabilities.
+kinds. ReLU, then a linear layer; the loss is the cross-entropy of the softmax of its outputs, taken once (the outputs
+themselves are no probabilities), and adjusted for what labels there are on this device (`local_loss`).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,9 @@ from fedmq.layout import ParamLayout, Segment
 from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
+from .local_loss import check_logit_adjustment, check_proximal, logit_adjustment
 from .localdata import LocalData, load_local_data
-from .trainer import Task, TrainingStoppedError, TrainResult, check_proximal
+from .trainer import Task, TrainingStoppedError, TrainResult
 
 
 class MlpTrainer:
@@ -57,16 +58,17 @@ class MlpTrainer:
         return vector
 
     def train(self, base: ParamVector, task: Task, should_stop: Callable[[], bool]) -> TrainResult:
-        """Run plain SGD; the plan's settings are `learning_rate`, `batch_size` and `proximal`."""
+        """Run plain SGD; the plan's settings are `learning_rate`, `batch_size` and those of `local_loss`."""
         rate = np.float32(task.settings.get("learning_rate", 0.05))
         batch = int(task.settings.get("batch_size", 32))
-        pull = rate * np.float32(task.settings.get("proximal", 0.0))
+        pull = rate * np.float32(check_proximal(task.settings))
         rng = np.random.default_rng(task.seed)
         vector = base.copy()
         tensors = self.layout.unpack(vector)
         w1, b1 = tensors["hidden.weight"], tensors["hidden.bias"]
         w2, b2 = tensors["output.weight"], tensors["output.bias"]
         images, labels = self._train.images, self._train.labels
+        adjustment = logit_adjustment(labels, len(b2), task.settings)
         steps, epochs, loss = 0, 0, 0.0
         with np.errstate(all="ignore"):  # what diverges is seen by the encoder, which says so
             while len(labels) and not task.is_done(steps, epochs):
@@ -79,9 +81,9 @@ class MlpTrainer:
                     chosen = order[start : start + batch]
                     x, y = images[chosen], labels[chosen]
                     hidden = np.maximum(x @ w1.T + b1, 0)
-                    error, step_loss = _softmax_error(hidden @ w2.T + b2, y)
+                    error, step_loss = _softmax_error(hidden @ w2.T + b2 + adjustment, y)
                     back = (error @ w2) * (hidden > 0)
-                    if pull:  # FedProx's term (Li et al. 2020, eq. 2): its gradient is μ (w − w_base)
+                    if pull:  # the gradient of FedProx's term is μ (w − w_base)
                         vector -= pull * (vector - base)
                     w2 -= rate * (error.T @ hidden)
                     b2 -= rate * error.sum(axis=0)
@@ -133,7 +135,8 @@ def mlp(
     """The trainer that plans call `mlp`.
 
     Args:
-        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`.
+        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`,
+            `logit_adjustment`.
         data: this device's `.npz` file, see `localdata`.
         features: used when the plan does not say.
         hidden: likewise.
@@ -145,6 +148,7 @@ def mlp(
     if batch_size < 1:
         raise SettingError("task.settings batch_size", batch_size, "at least 1 is allowed")
     check_proximal(settings)
+    check_logit_adjustment(settings)
     return MlpTrainer(
         load_local_data(data, "train", features=features, classes=classes),
         load_local_data(data, "test", features=features, classes=classes),

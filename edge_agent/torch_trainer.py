@@ -18,8 +18,9 @@ from fedmq.mask import Mask
 from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
+from .local_loss import check_logit_adjustment, check_proximal, logit_adjustment
 from .localdata import LocalData, load_local_data
-from .trainer import Task, TrainingStoppedError, TrainResult, check_proximal
+from .trainer import Task, TrainingStoppedError, TrainResult
 
 #: Batches of (inputs, targets); a DataLoader is one.
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
@@ -75,9 +76,10 @@ class TorchTrainer:
 
     Args:
         model: any module; its present parameters are the initial model.
-        loss: of (outputs, targets), a scalar.
+        loss: of (outputs, targets), a scalar: what training minimises.
         train: iterated once for each local epoch, for instance a DataLoader that shuffles.
         test: for `evaluate`; None when this device measures nothing.
+        test_loss: what `evaluate` measures; None for `loss`.
         optimizer: makes a new optimiser for each update.
         private: regular expression; tensors whose name it matches never leave the device.
         num_examples: examples in one epoch; None counts the targets as they pass.
@@ -90,11 +92,13 @@ class TorchTrainer:
         train: Batches,
         *,
         test: Batches | None = None,
+        test_loss: Loss | None = None,
         optimizer: MakeOptimizer = sgd,
         private: str | None = None,
         num_examples: int | None = None,
     ) -> None:
-        self._model, self._loss, self._train, self._test = model, loss, train, test
+        self._model, self._loss, self._train = model, loss, train
+        self._test, self._test_loss = test, test_loss or loss
         self._make_optimizer, self._num_examples = optimizer, num_examples
         self._largest_pass = 0  # examples; a pass may end early
         self._tensors = {
@@ -179,7 +183,7 @@ class TorchTrainer:
         with torch.no_grad():
             for inputs, targets in self._test or ():
                 outputs = self._model(inputs)
-                total += float(self._loss(outputs, targets)) * len(targets)
+                total += float(self._test_loss(outputs, targets)) * len(targets)
                 examples += len(targets)
                 labelled = labelled and outputs.ndim == targets.ndim + 1 and not targets.is_floating_point()
                 if labelled:
@@ -254,7 +258,8 @@ def mlp(
     gradient (`docs/article.md`).
 
     Args:
-        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`.
+        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`,
+            `logit_adjustment`.
         data: this device's `.npz` file, see `localdata`.
         features: used when the plan does not say.
         hidden: likewise.
@@ -276,7 +281,8 @@ def lenet(settings: Mapping[str, Scalar], *, data: str, side: int = 28, classes:
     61,706 parameters for grey images of 28 × 28 pixels in ten classes.
 
     Args:
-        settings: the plan's: `side`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`.
+        settings: the plan's: `side`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`,
+            `logit_adjustment`.
         data: this device's `.npz` file, see `localdata`.
         side: pixels along one side of an image; used when the plan does not say. At least 12.
         classes: likewise.
@@ -319,10 +325,14 @@ def _classifier(
     if batch_size < 1:
         raise SettingError("task.settings batch_size", batch_size, "at least 1 is allowed")
     check_proximal(settings)
+    check_logit_adjustment(settings)
+    adjustment = torch.from_numpy(logit_adjustment(train.labels, classes, settings))
+    cross_entropy = nn.CrossEntropyLoss()
     return TorchTrainer(
         model,
-        nn.CrossEntropyLoss(),
+        lambda outputs, targets: cross_entropy(outputs + adjustment, targets),
         Shuffled(train, batch_size),
         test=Shuffled(test, 1000) if len(test) else None,
+        test_loss=cross_entropy,
         num_examples=len(train),
     )

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.metadata
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -198,18 +197,6 @@ def _checked(name: str, factory: object) -> TrainerFactory:
     if not callable(factory):
         raise SettingError("trainer.factory", name, "it is not callable")
     return factory
-
-
-def check_proximal(settings: Mapping[str, Scalar]) -> float:
-    """FedProx's μ as the plan's settings have it, 0 when they have none (Li et al. 2020, eq. 2).
-
-    Raises:
-        SettingError: it is not a finite number of at least 0.
-    """
-    found = settings.get("proximal", 0.0)
-    if isinstance(found, str | bool) or not 0 <= found < math.inf:
-        raise SettingError("task.settings proximal", found, "a number of at least 0 is allowed")
-    return float(found)
 
 
 def plan_mask(plan: Plan) -> Mask | None:

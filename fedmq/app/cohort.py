@@ -29,7 +29,7 @@ _PAUSE_SIGMA: Final = 0.9
 #: K as a share of the agents, η, and how it falls with the versions: what did best in `benchmarks.rules`
 #: (docs/choosing.md).
 _BUFFERED: Final = 0.3
-_SERVER_RATE: Final = 1.8
+_SERVER_RATE: Final = 2.4
 _SERVER_SCHEDULE: Final = "root(50, 0.2)"
 
 

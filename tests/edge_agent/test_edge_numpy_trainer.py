@@ -38,7 +38,7 @@ def never() -> bool:
     return False
 
 
-def loss(made: MlpTrainer, vector: NDArray[np.float64], data: LocalData) -> float:
+def loss(made: MlpTrainer, vector: NDArray[np.float64], data: LocalData, tau: float = 0.0) -> float:
     """Mean cross-entropy in float64, written anew: what the gradient must be the gradient of."""
     tensors = {
         segment.name: vector[made.layout.slices[segment.name]].reshape(segment.shape)
@@ -46,38 +46,46 @@ def loss(made: MlpTrainer, vector: NDArray[np.float64], data: LocalData) -> floa
     }
     hidden = np.maximum(data.images @ tensors["hidden.weight"].T + tensors["hidden.bias"], 0)
     scores = hidden @ tensors["output.weight"].T + tensors["output.bias"]
+    frequencies = np.array(
+        [(np.sum(data.labels == label) + 1) / (len(data) + CLASSES) for label in range(CLASSES)]
+    )
+    scores += tau * np.log(frequencies)
     scores -= scores.max(axis=1, keepdims=True)
     chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     return float(-np.log(chances[np.arange(len(data)), data.labels]).mean())
 
 
-def test_a_step_goes_along_the_gradient() -> None:
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_a_step_goes_along_the_gradient(tau: float) -> None:
     """Every coordinate, against the finite differences of a loss computed another way."""
     data = examples(16)
     made = trainer(data)
     base = made.initial()
     rate = 0.5
-    step = made.train(base, task(learning_rate=rate, batch_size=16), never).vector - base
+    step = (
+        made.train(base, task(learning_rate=rate, batch_size=16, logit_adjustment=tau), never).vector - base
+    )
     gradient = np.empty(base.size)
     for at in range(base.size):
         low, high = base.astype(np.float64), base.astype(np.float64)
         low[at] -= 1e-5
         high[at] += 1e-5
-        gradient[at] = (loss(made, high, data) - loss(made, low, data)) / 2e-5
+        gradient[at] = (loss(made, high, data, tau) - loss(made, low, data, tau)) / 2e-5
 
     np.testing.assert_allclose(-rate * gradient, step, atol=2e-6)
 
 
 def test_the_loss_that_is_reported_is_the_loss() -> None:
-    """Of the model before the step, in training and in evaluation alike."""
+    """Of the model before the step: in training adjusted for the labels that there are, in evaluation plain."""
     data = examples(16)
     made = trainer(data, data)
     base = made.initial()
-    expected = loss(made, base.astype(np.float64), data)
+    plain, adjusted = (loss(made, base.astype(np.float64), data, tau) for tau in (0.0, 1.0))
 
     trained = made.train(base, task(batch_size=16), never)
-    assert expected == pytest.approx(trained.metrics["loss"], rel=1e-5)
-    assert expected == pytest.approx(made.evaluate(base)["loss"], rel=1e-5)
+    assert adjusted == pytest.approx(trained.metrics["loss"], rel=1e-5)
+    assert plain == pytest.approx(made.evaluate(base)["loss"], rel=1e-5)
+    assert plain != pytest.approx(adjusted, rel=1e-3)
 
 
 def test_training_learns() -> None:

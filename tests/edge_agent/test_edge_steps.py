@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from fedmq.edge_agent import numpy_trainer
-from fedmq.edge_agent.trainer import Task, Trainer, TrainResult, check_proximal
+from fedmq.edge_agent.trainer import Task, Trainer, TrainResult
 from fedmq.edge_agent.training import Training, at_once
 from numpy.typing import NDArray
 
-from fedmq.errors import SettingError
 from fedmq.layout import ParamLayout, Segment
 from fedmq.types import GlobalModel, ModelVersion, ParamVector
 
@@ -113,20 +112,6 @@ def test_the_proximal_term_pulls_towards_the_base(make: Callable[..., Trainer], 
 
     np.testing.assert_allclose(by_hand, found, rtol=0, atol=2e-6)
     assert np.abs(found - train(trainer, base, {"batch_size": EXAMPLES}, steps=2).vector).max() > 1e-4
-
-
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "much", True])
-def test_a_proximal_that_is_no_number_of_at_least_zero_is_refused(
-    make: Callable[..., Trainer], value: float | str
-) -> None:
-    """When the plan is taken, so that the device says that it cannot satisfy it."""
-    with pytest.raises(SettingError, match="proximal"):
-        make(proximal=value)
-
-
-def test_no_proximal_is_zero() -> None:
-    """FedAvg's own step."""
-    assert 0.0 == check_proximal({})
 
 
 @pytest.mark.parametrize(("epochs", "pause"), [(None, 6.0), (0.5, 1.5)])
