@@ -15,6 +15,7 @@ keyframe ends the stack.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
@@ -34,6 +35,10 @@ from fedmq.types import (
 
 from .absence import Absence
 from .stacking import Stacking
+
+#: What the lower frames come to is needed whenever a frame takes the place of several. The keyframe's is kept, since it
+#: takes longer to decode than anything else here; those of the frames on it up to so many bytes in all.
+_STATE_BYTES: Final = 4_194_304
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +125,7 @@ class Publisher:
         self._delta_pipeline = codec_setting("publish.delta_codec", settings.delta_codec)
         self._frames: tuple[PublishedFrame, ...] = ()
         self._decoded = np.zeros(0, np.float32)  # what the whole stack comes to
+        self._below: list[ParamVector] = []  # what the keyframe comes to, with the frame on it, and so on
         self._stacking = Stacking(
             self.absence, frame_versions=settings.frame_versions, max_frames=settings.max_frames
         )
@@ -176,9 +182,10 @@ class Publisher:
         Raises:
             WireError: a frame cannot be decoded.
         """
-        states = list(self._states(model, frames))
-        if states and frames[-1].version <= model.version:
-            self._frames, self._decoded = tuple(frames), states[-1]
+        self._frames, self._below = (), []
+        if frames and frames[-1].version <= model.version:
+            self._decoded = self._state(model, frames)
+            self._frames = tuple(frames)
 
     def frame_objects(self) -> Iterator[tuple[ObjectRef, tuple[bytes, ...]]]:
         """The chunks of all frames, for a broker that may have lost them."""
@@ -190,6 +197,7 @@ class Publisher:
         self._stacking.begin()
         payload, self._decoded = self._encode(model, self._keyframe_pipeline, None)
         self._frames = (self._frame(model, self._keyframe_pipeline, payload),)
+        self._below = []
 
     def _advance(self, model: GlobalModel) -> None:
         """Put a frame of this version where it costs least."""
@@ -201,7 +209,7 @@ class Publisher:
         kept = stacking.place(model.version, stack, len(payload), most)
         if 0 < kept < len(frames):
             error = _energy(model.vector - decoded)
-            state = list(self._states(model, frames[:kept]))[-1]
+            state = self._state(model, frames[:kept])
             if error:  # else the codec loses nothing, and so must this frame
                 pipeline = _as_good((model.vector - state)[: model.layout.trainable_size], error)
             expected = stacking.expect(stack[kept:], len(payload))
@@ -211,6 +219,8 @@ class Publisher:
         if kept == 0 or len(payload) >= frames[0].size or total > most:
             self._cut(model)
             return
+        del self._below[kept:]
+        self._keep_below(kept - 1, self._decoded if kept == len(frames) else None)
         self._frames = (*frames[:kept], self._frame(model, pipeline, payload))
         self._decoded = decoded
 
@@ -224,12 +234,24 @@ class Publisher:
         encoding.decode(model.layout, pipeline, payload).add_to(decoded)
         return payload, decoded
 
-    def _states(self, model: GlobalModel, frames: Iterable[PublishedFrame]) -> Iterator[ParamVector]:
-        """What each frame comes to with those below; one vector, which changes with every step."""
-        state = np.zeros_like(model.vector)
-        for frame in frames:
+    def _state(self, model: GlobalModel, frames: Sequence[PublishedFrame]) -> ParamVector:
+        """What frames at the bottom of the stack come to; must not be written to."""
+        if len(frames) <= len(self._below):
+            return self._below[len(frames) - 1]
+        state = self._below[-1] if self._below else np.zeros_like(model.vector)
+        for index in range(len(self._below), len(frames)):
+            state = state.copy()
+            frame = frames[index]
             encoding.decode(model.layout, pipeline_from_wire(frame.codec), frame.content).add_to(state)
-            yield state
+            self._keep_below(index, state)
+        return state
+
+    def _keep_below(self, index: int, state: ParamVector | None) -> None:
+        """Keep what the frames up to this one come to, while there is room."""
+        if state is None or index != len(self._below):
+            return
+        if not index or (index + 1) * state.nbytes <= _STATE_BYTES:
+            self._below.append(state)
 
     def _frame(self, model: GlobalModel, pipeline: Pipeline, payload: bytes) -> PublishedFrame:
         return PublishedFrame(version=model.version, codec=str(pipeline), content=payload)
@@ -272,8 +294,7 @@ def _as_good(difference: ParamVector, error: float) -> Pipeline:
 
     Rounding all of them, entropy-coded, would need somewhat less bytes and ten times as long, while nobody is served.
     """
-    energies = np.sort(np.square(difference, dtype=np.float64))
-    sums = np.cumsum(energies)
+    sums = np.cumsum(np.square(np.sort(np.abs(difference)), dtype=np.float64))
     kept = difference.shape[0] - int(np.searchsorted(sums, error / 2))
     share = min(max(kept / difference.shape[0], 1e-6), 1.0)
     energy = min(max(1 - error / 2 / sums[-1], 0.3), 0.9999) if sums[-1] > 0 else 0.5

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.harness import Options, Row, describe_machine, make_parser, write_result
-from benchmarks.race_fedmq import Fedmq
+from benchmarks.race_fedmq import FEDMQ
 from benchmarks.race_peers import PEERS
 from benchmarks.race_plot import plot
 from benchmarks.race_run import run
@@ -23,8 +23,8 @@ from benchmarks.race_system import System
 from benchmarks.race_venvs import ROOT, UnavailableError
 from benchmarks.race_workload import CLIENTS, EVERY, TARGET, WORKLOADS, Material, Workload, make_material
 
-SYSTEMS: Final[tuple[System, ...]] = (Fedmq(), *PEERS)
-_NAMES: Final = {system.name.lower().replace(" ", "-"): system for system in SYSTEMS}
+SYSTEMS: Final[tuple[System, ...]] = (*FEDMQ, *PEERS)
+_NAMES: Final = {system.name.lower().replace(",", "").replace(" ", "-"): system for system in SYSTEMS}
 _FOLDER: Final = ROOT / "runs" / "race"
 _QUICK: Final = ("fedmq", "flower")
 
@@ -64,7 +64,7 @@ class Race:
     def run(self, system: System, workload: Workload, material: Material) -> None:
         """Run it, and add what came of it; a system that cannot be installed is a row, too."""
         self._data = material.data
-        folder = _FOLDER / f"{workload.name}-{material.seed}-{system.name.replace(' ', '-')}"
+        folder = _FOLDER / f"{workload.name}-{material.seed}-{system.name.replace(',', '').replace(' ', '-')}"
         try:
             self._versions[system.name] = system.prepare()
         except UnavailableError as error:

@@ -7,13 +7,15 @@ through the proxies. The aggregator stands beside the broker, as the peers' serv
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import psutil
+from fedmq.aggregator.strategy import FoldSettings
 from fedmq.aggregator.tasks import TaskSettings
 from fedmq.broker import Mosquitto, MosquittoMissingError
 from fedmq.broker.mosquitto import free_port
@@ -23,22 +25,34 @@ from benchmarks.race_system import Parties, Snapshot, Stage, Tail, wait_for_port
 from benchmarks.race_workload import CLIENTS, EVERY, TRAINER
 from fedmq.app.cohort import demo_fold, fold_table
 from fedmq.app.toml import Value, write_toml
+from fedmq.plan import Scalar
 
 _START_SECONDS: Final = 60.0
-_FOLD: Final = demo_fold(CLIENTS)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fedmq:
-    """The product."""
+    """The product.
 
-    name = "fedmq"
-    limit = None
+    Attributes:
+        name: in the results.
+        fold: how it folds.
+        settings: what its trainer is told beside the workload.
+        limit: none of its own.
+    """
+
+    name: str = "fedmq"
+    fold: FoldSettings = field(default_factory=lambda: demo_fold(CLIENTS))
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    limit: float | None = None
 
     @property
     def note(self) -> str:
-        """Its defaults, and how the demo folds."""
-        fold = f"{_FOLD.strategy}, K = {_FOLD.buffer_size}, η = {_FOLD.learning_rate} {_FOLD.schedule}"
-        return f"as the demo runs it: {fold}, {TaskSettings().codec}"
+        """What is not a default."""
+        dials = self.fold
+        fold = f"{dials.strategy}, K = {dials.buffer_size}, η = {dials.learning_rate} {dials.schedule}"
+        told = "".join(f", {name} = {value}" for name, value in self.settings.items())
+        return f"{fold}, {TaskSettings().codec}{told}"
 
     def prepare(self) -> dict[str, str]:
         """Nothing is to be installed."""
@@ -52,7 +66,7 @@ class Fedmq:
             stack.callback(lambda: stop_all(processes))
             port, broker = _broker(stack, stage.folder, processes)
             stage.traffic.point_to(port)
-            _write_settings(stage, port)
+            self._write_settings(stage, port)
             for name in ("aggregator", "evaluator", *_clients(stage)):
                 role = name.partition("-")[0]
                 config = stage.folder / f"{name}.toml"
@@ -65,6 +79,56 @@ class Fedmq:
                 snapshots=Diaries(stage.folder).snapshots,
                 others=[evaluator],
                 broker=broker,
+            )
+
+    def _write_settings(self, stage: Stage, port: int) -> None:
+        folder, material = stage.folder, stage.material
+
+        def common(name: str, at: int) -> dict[str, Value]:
+            broker: dict[str, Value] = {"port": at, "reconnect_min": 0.2, "reconnect_max": 2.0}
+            return {"federation": "race", "events": folder / f"{name}.jsonl", "broker": broker}
+
+        write_toml(
+            folder / "aggregator.toml",
+            {
+                **common("aggregator", port),
+                "model": material.model,
+                "store": {"path": folder / "aggregator.db"},
+                "fold": fold_table(self.fold),
+                "task": {
+                    "trainer": TRAINER,
+                    "settings": {**material.settings, **self.settings},
+                    "resend_seconds": 20.0,
+                },
+            },
+        )
+        snapshots: dict[str, Value] = {"folder": str(folder / "snapshots")}
+        factory = "benchmarks.race_trainer:snapshots"
+        write_toml(
+            folder / "evaluator.toml",
+            {**common("evaluator", port), "trainer": {"factory": factory, "settings": snapshots}},
+        )
+        for index, name in enumerate(_clients(stage)):
+            settings: dict[str, Value] = {
+                "data": str(material.shards[index]),
+                "seed": material.seed,
+                "client": index,
+                "gate": str(stage.gate),
+            }
+            trainer: dict[str, Value] = {
+                "factory": "benchmarks.race_trainer:gated",
+                "pause": stage.workload.pauses[index],
+                "settings": settings,
+            }
+            outbox: dict[str, Value] = {"folder": folder / name}
+            write_toml(
+                folder / f"{name}.toml",
+                {
+                    **common(name, stage.traffic.ports[index]),
+                    "client": name,
+                    "trainer": trainer,
+                    "outbox": outbox,
+                },
             )
 
 
@@ -122,48 +186,12 @@ def _broker(stack: ExitStack, folder: Path, processes: list[Process]) -> tuple[i
     return mosquitto.port, psutil.Process(mosquitto.pid)
 
 
-def _write_settings(stage: Stage, port: int) -> None:
-    folder, material = stage.folder, stage.material
-
-    def common(name: str, at: int) -> dict[str, Value]:
-        broker: dict[str, Value] = {"port": at, "reconnect_min": 0.2, "reconnect_max": 2.0}
-        return {"federation": "race", "events": folder / f"{name}.jsonl", "broker": broker}
-
-    write_toml(
-        folder / "aggregator.toml",
-        {
-            **common("aggregator", port),
-            "model": material.model,
-            "store": {"path": folder / "aggregator.db"},
-            "fold": fold_table(_FOLD),
-            "task": {"trainer": TRAINER, "settings": material.settings, "resend_seconds": 20.0},
-        },
-    )
-    snapshots: dict[str, Value] = {"folder": str(folder / "snapshots")}
-    factory = "benchmarks.race_trainer:snapshots"
-    write_toml(
-        folder / "evaluator.toml",
-        {**common("evaluator", port), "trainer": {"factory": factory, "settings": snapshots}},
-    )
-    for index, name in enumerate(_clients(stage)):
-        settings: dict[str, Value] = {
-            "data": str(material.shards[index]),
-            "seed": material.seed,
-            "client": index,
-            "gate": str(stage.gate),
-        }
-        trainer: dict[str, Value] = {
-            "factory": "benchmarks.race_trainer:gated",
-            "pause": stage.workload.pauses[index],
-            "settings": settings,
-        }
-        outbox: dict[str, Value] = {"folder": folder / name}
-        write_toml(
-            folder / f"{name}.toml",
-            {
-                **common(name, stage.traffic.ports[index]),
-                "client": name,
-                "trainer": trainer,
-                "outbox": outbox,
-            },
-        )
+#: As the demo runs it, and with the loss of the others.
+FEDMQ: Final = (
+    Fedmq(),
+    Fedmq(
+        name="fedmq, plain loss",
+        fold=replace(demo_fold(CLIENTS), learning_rate=1.8),
+        settings={"logit_adjustment": 0.0},
+    ),
+)

@@ -37,7 +37,7 @@ class Peer:
     name: str
     note: str
     venv: str
-    options: Mapping[str, str | bool] = field(default_factory=dict)
+    options: Mapping[str, str | bool | float] = field(default_factory=dict)
     limit: float | None = None
 
     def prepare(self) -> dict[str, str]:
@@ -81,7 +81,7 @@ def _snapshots(tail: Tail) -> list[Snapshot]:
     ]
 
 
-def _write_job(stage: Stage, port: int, options: Mapping[str, str | bool]) -> Path:
+def _write_job(stage: Stage, port: int, options: Mapping[str, str | bool | float]) -> Path:
     """The file that `benchmarks/peers/job.py` reads."""
     material = stage.material
     with np.load(material.shards[0]) as shard:
@@ -108,21 +108,29 @@ def _write_job(stage: Stage, port: int, options: Mapping[str, str | bool]) -> Pa
     return path
 
 
-def _appfl(algorithm: str, note: str = "") -> Peer:
+def _appfl(algorithm: str, note: str = "", name: str = "", **options: float) -> Peer:
     return Peer(
-        name=f"APPFL {algorithm}",
+        name=f"APPFL {algorithm}{name}",
         note=f"optimize_memory=False, gc.freeze(){note}",
         venv="appfl",
-        options={"algorithm": algorithm, "tuned": True},
+        options={"algorithm": algorithm, "tuned": True, **options},
     )
 
 
 PEERS: Final = (
     Peer(name="Flower", note="FedAvg, start_server and start_client", venv="flower"),
+    Peer(
+        name="Flower, adjusted loss",
+        note="FedAvg, the loss that fedmq takes",
+        venv="flower",
+        options={"adjusted": True},
+    ),
     Peer(name="naive", note="Flask, JSON over HTTP, FedAvg", venv="naive"),
     _appfl("FedAvg"),
     _appfl("FedAsync", ", alpha as in its paper"),
     _appfl("FedBuff", ", K = 5, alpha as in its paper"),
+    _appfl("FedAsync", ", alpha of its examples", " alpha 0.9", alpha=0.9),
+    _appfl("FedBuff", ", K = 5, alpha of its examples", " alpha 0.9", alpha=0.9),
     _appfl("FedCompass"),
     Peer(
         name="APPFL as shipped",

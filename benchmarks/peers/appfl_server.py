@@ -31,7 +31,7 @@ def _algorithm(
     With ten, that alpha needs two to three times the updates of those below; 0.9 undivided needs four times as many.
     So alpha is such that the weight of a fresh update is what the papers give it: 0.6 for FedAsync (Xie et al.,
     arXiv:1903.03934), 1/K for FedBuff (Nguyen et al., AISTATS 2022, Algorithm 1). FedCompass keeps 0.9: it folds a
-    whole group of clients at a time.
+    whole group of clients at a time. The option `alpha` is taken as it is.
     """
     fedavg = {"client_weights_mode": "equal"}
     buffered = 5
@@ -50,6 +50,8 @@ def _settings(job: Job) -> DictConfig:
     clients, name = len(job.ports), job.options["algorithm"]
     steps = -(-job.examples // job.batch_size)
     scheduler, scheduling, aggregating, differences, mode = _algorithm(name, clients, steps)
+    if "alpha" in job.options:
+        aggregating = aggregating | {"alpha": job.options["alpha"]}
     memory = {"optimize_memory": False} if job.options["tuned"] else {}
     train = {
         "trainer": "VanillaTrainer",

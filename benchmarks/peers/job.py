@@ -51,7 +51,7 @@ class Job:
     every: int
     gate: str
     snapshots: str
-    options: dict[str, str | bool]
+    options: dict[str, str | bool | float]
     client: int | None
 
     def initial(self) -> list[np.ndarray]:

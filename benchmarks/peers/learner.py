@@ -32,8 +32,14 @@ def warm_up() -> None:
     torch.optim.SGD([parameter], lr=0.0).step()
 
 
+def adjustment(labels: Tensor, classes: int) -> Tensor:
+    """What `fedmq.edge_agent.local_loss` adds to the outputs in training: log of how frequent each class is here."""
+    counts = torch.bincount(labels, minlength=classes) + 1.0
+    return torch.log(counts / counts.max())
+
+
 class Learner:
-    """Trains one client's model.
+    """Trains one client's model, with plain cross-entropy or, where the option `adjusted` is set, with fedmq's loss.
 
     Args:
         job: the race's.
@@ -44,6 +50,10 @@ class Learner:
         self._images, self._labels = load_shard(job.shards[job.client])
         self._model = Mlp(**job.network)
         self._loss = nn.CrossEntropyLoss()
+        classes = job.network["classes"]
+        self._adjustment = (
+            adjustment(self._labels, classes) if job.options.get("adjusted") else torch.zeros(classes)
+        )
         warm_up()
 
     def __len__(self) -> int:
@@ -65,7 +75,7 @@ class Learner:
         optimizer = torch.optim.SGD(model.parameters(), lr=job.learning_rate)
         for chosen in order(job, self._epoch, len(self)).split(job.batch_size):
             optimizer.zero_grad()
-            self._loss(model(self._images[chosen]), self._labels[chosen]).backward()
+            self._loss(model(self._images[chosen]) + self._adjustment, self._labels[chosen]).backward()
             optimizer.step()
         self._epoch += 1
         time.sleep(job.pauses[job.client])
