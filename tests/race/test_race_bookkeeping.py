@@ -81,8 +81,11 @@ def test_a_line_that_is_half_written_is_read_when_it_is_whole(tmp_path: Path):
 
 
 @pytest.mark.torch
-def test_fedmq_and_the_peers_take_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """From the same model, over the same images in the same order, in the second epoch, too."""
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_fedmq_and_the_peers_take_the_same_steps(
+    adjusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """From the same model, over the same images in the same order, with either loss; in the second epoch, too."""
     from fedmq.edge_agent.trainer import Task
 
     from benchmarks import race_peers, race_trainer
@@ -95,7 +98,8 @@ def test_fedmq_and_the_peers_take_the_same_steps(tmp_path: Path, monkeypatch: py
         train_labels=rng.integers(0, 10, 100),
     )
     (tmp_path / "go").touch()
-    trainer = race_trainer.gated({}, data=str(data), seed=3, client=1, gate=str(tmp_path))
+    settings = {"logit_adjustment": float(adjusted)}
+    trainer = race_trainer.gated(settings, data=str(data), seed=3, client=1, gate=str(tmp_path))
     base = trainer.initial()
     monkeypatch.syspath_prepend(str(Path(race_peers.__file__).parent / "peers"))
     import job
@@ -105,13 +109,14 @@ def test_fedmq_and_the_peers_take_the_same_steps(tmp_path: Path, monkeypatch: py
     told = job.Job(
         port=0, ports=[0, 0], model="", names=names, shards=[str(data)] * 2, examples=100,
         network={"features": 784, "hidden": 128, "classes": 10}, batch_size=32, learning_rate=0.05, seed=3,
-        pauses=[0.0, 0.0], every=10, gate=str(tmp_path), snapshots="", options={}, client=1,
+        pauses=[0.0, 0.0], every=10, gate=str(tmp_path), snapshots="",
+        options={"adjusted": adjusted}, client=1,
     )  # fmt: skip
     peer = learner.Learner(told)
 
     ours, theirs = base, list(trainer.layout.unpack(base).values())
     for _ in range(2):
-        ours = trainer.train(ours, Task(local_epochs=1, settings={}, seed=0), lambda: False).vector
+        ours = trainer.train(ours, Task(local_epochs=1, settings=settings, seed=0), lambda: False).vector
         theirs = peer.fit(theirs)
 
     np.testing.assert_array_equal(ours, np.concatenate([tensor.ravel() for tensor in theirs]))
