@@ -29,6 +29,9 @@ class Absence:
         self._missed = np.zeros(MAX_VERSIONS + 1)
         self._missed[1] = self._visits = 1.0
         self._newcomers = 0.5
+        self._sums: NDArray[np.float64] | None = (
+            None  # of `lacking`, from the newest version on; None when it changed
+        )
 
     def note(self, client: str, version: int) -> None:
         """An update of a client came that was trained from a version."""
@@ -38,6 +41,7 @@ class Absence:
             del self._held[next(iter(self._held))]
         if before is not None and version <= before:
             return  # a second update from the same download
+        self._sums = None
         self._newcomers += ((before is None) - self._newcomers) / _RECENT
         if before is None:
             return
@@ -64,12 +68,13 @@ class Absence:
             frames: version and bytes of each; a visitor has those that were there when it came last.
             horizon: how many versions, the newest among them.
         """
-        lacking = self.lacking()
-        sums = np.concatenate(([0.0], np.cumsum(lacking)))
+        if self._sums is None:
+            self._sums = np.concatenate(([0.0], np.cumsum(self.lacking())))
+        sums = self._sums
 
         def until(age: int) -> float:
             beyond = max(0, age - MAX_VERSIONS - 1)
-            return float(sums[age - beyond] + beyond * lacking[-1])
+            return float(sums[age - beyond] + beyond * (sums[-1] - sums[-2]))
 
         return sum(
             size * (until(version - made + horizon) - until(version - made)) / horizon

@@ -7,6 +7,8 @@ The simulator plays Fashion-MNIST with an MLP 784-128-10, SGD 0.05, one local ep
     equal        10 clients of 1,000 images, batch 32, Dirichlet(0.3), all equally fast (W1 of the race)
     stragglers   the same; every epoch takes 0.26 s, and 2.06 s on two of the ten (W2 of the race)
     skewed       20 clients of 2,560 images, batch 64, Dirichlet(0.1), log-normal speeds (sigma 0.6)
+    unreliable   as equal, but each device stays for 10 s on average and is away for 10; one return in ten is that of a
+                 device that has lost its outbox. FedAvg is there with a deadline of 3 s for a round, too
 
 The same partition, first model and shuffling for each rule of a seed. Baselines are synchronous FedAvg (McMahan et al.
 2017) and FedBuff as published (Nguyen et al. 2022: K = 5, η = 1, s = 1/√(1 + τ)), both with dense float32 in both
@@ -34,7 +36,14 @@ from fedmq.aggregator.tasks import TaskSettings
 from benchmarks.harness import Row, make_parser, print_table, read_options, spread, write_result
 from fedmq.app.cohort import demo_fold
 from fedmq.app.datasets import Dataset, load_dataset
-from fedmq.app.scenario import DataSettings, DeviceClass, EvaluationSettings, Scenario, StopSettings
+from fedmq.app.scenario import (
+    AvailabilitySettings,
+    DataSettings,
+    DeviceClass,
+    EvaluationSettings,
+    Scenario,
+    StopSettings,
+)
 from fedmq.app.simulation import SimulationResult, simulate
 
 _HIDDEN: Final = 128
@@ -57,6 +66,7 @@ class Workload:
         batch: how many make a step of SGD.
         target: an accuracy.
         updates: after so many it is enough.
+        deadline: seconds after which a round of FedAvg ends with whoever has answered; None for a patient one.
         devices: what they are like.
     """
 
@@ -66,6 +76,7 @@ class Workload:
     batch: int = 32
     target: float
     updates: int
+    deadline: float | None = None
     devices: tuple[DeviceClass, ...]
 
 
@@ -96,6 +107,22 @@ WORKLOADS: Final = {
         target=0.75,
         updates=800,
         devices=(DeviceClass(epoch_seconds="lognormal(1, 0.6)", jitter="uniform(0.5, 1.5)"),),
+    ),
+    "unreliable": Workload(
+        clients=10,
+        alpha=0.3,
+        target=0.78,
+        updates=500,
+        deadline=3.0,
+        devices=(
+            DeviceClass(
+                epoch_seconds="1",
+                jitter=_JITTER,
+                availability=AvailabilitySettings(
+                    stays="exponential(10)", away="exponential(10)", reimaged=0.1
+                ),
+            ),
+        ),
     ),
 }
 
@@ -154,8 +181,14 @@ def contenders(workload: Workload) -> list[Contender]:
     demo = demo_fold(workload.clients)
     buffered = demo.buffer_size
     falling = FoldSettings(buffer_size=buffered, learning_rate=1.8, schedule=_FALLING)
+    hasty = replace(everybody, deadline=workload.deadline)
     return [
         Contender(name="FedAvg, dense", fold=everybody, dense=True),
+        *(
+            [Contender(name="FedAvg with a deadline, dense", fold=hasty, dense=True)]
+            if workload.deadline
+            else []
+        ),
         Contender(name="FedAvg, dense, adjusted", fold=everybody, dense=True, adjusted=True),
         Contender(name="FedBuff, K = 5, dense", fold=_PAPER, dense=True),
         Contender(name="FedBuff, K = 5", fold=_PAPER),

@@ -35,6 +35,7 @@ class FrameCache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._kept: dict[str, bytes] = {}
+        self._files: set[str] | None = None  # ids of those in the folder; None until it was looked at
 
     def get(self, object_id: str) -> bytes | None:
         """The content of an object, or None when it is not here or damaged."""
@@ -56,6 +57,8 @@ class FrameCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
             temporary.replace(self._folder / f"{object_id}.frame")
+            if self._files is not None:
+                self._files.add(object_id)
         except OSError:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -68,9 +71,11 @@ class FrameCache:
         if self._folder is None:
             return
         with suppress(OSError):
-            for old in self._folder.glob("*.frame"):
-                if old.stem not in object_ids:
-                    old.unlink()
+            if self._files is None:
+                self._files = {path.stem for path in self._folder.glob("*.frame")}
+            for old in self._files.difference(object_ids):
+                (self._folder / f"{old}.frame").unlink(missing_ok=True)
+                self._files.discard(old)
 
 
 @dataclass(slots=True)
@@ -194,8 +199,10 @@ class FrameReader:
         objects = [(frame.content, frame.codec) for frame in head.frames]
         if head.delta is not None and isinstance(head.delta.content, ObjectRef):
             objects.append((head.delta.content, head.delta.codec))
+        codecs = {codec for _, codec in objects}
+        most = {codec: encoding.max_payload_bytes(layout, pipeline_from_wire(codec)) for codec in codecs}
         for ref, codec in objects:
-            high = encoding.max_payload_bytes(layout, pipeline_from_wire(codec))
+            high = most[codec]
             if ref.size > high or ref.chunks > ref.size:
                 raise WireError(
                     "model", f"an object of {ref.size} bytes in {ref.chunks} chunks: at most {high}"
