@@ -13,7 +13,7 @@ The simulator plays Fashion-MNIST with an MLP 784-128-10, SGD 0.05, one local ep
 The same partition, first model and shuffling for each rule of a seed. Baselines are synchronous FedAvg (McMahan et al.
 2017) and FedBuff as published (Nguyen et al. 2022: K = 5, η = 1, s = 1/√(1 + τ)), both with dense float32 in both
 directions, and the same FedBuff with the product's codecs. "Adjusted" stands for the loss that is adjusted for the
-labels of each device (`fedmq.edge_agent.local_loss`), the product's default; the others minimise plain cross-entropy.
+labels of each device (`fedmq.edge_agent.local_sgd`), the product's default; the others minimise plain cross-entropy.
 
 A target counts as reached twice: with the first evaluation there, and, since asynchronous models swing, when the mean
 of three evaluations in a row is there. The swing is the standard deviation of the last ten evaluations (ten updates

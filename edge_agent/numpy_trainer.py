@@ -2,25 +2,25 @@
 
 The same network, tensor names and settings as `torch_trainer.mlp`, so that one federation may hold devices of both
 kinds. ReLU, then a linear layer; the loss is the cross-entropy of the softmax of its outputs, taken once (the outputs
-themselves are no probabilities), and adjusted for what labels there are on this device (`local_loss`).
+themselves are no probabilities), and adjusted for what labels there are on this device (`local_sgd`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedmq.errors import SettingError
 from fedmq.layout import ParamLayout, Segment
 from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
-from .local_loss import check_logit_adjustment, check_proximal, logit_adjustment
+from .local_sgd import read_local_sgd
 from .localdata import LocalData, load_local_data
 from .trainer import Task, TrainingStoppedError, TrainResult
 
 
 class MlpTrainer:
-    """features → hidden → classes, by plain SGD.
+    """features → hidden → classes, by SGD.
 
     Args:
         train: what to learn from.
@@ -58,37 +58,41 @@ class MlpTrainer:
         return vector
 
     def train(self, base: ParamVector, task: Task, should_stop: Callable[[], bool]) -> TrainResult:
-        """Run plain SGD; the plan's settings are `learning_rate`, `batch_size` and those of `local_loss`."""
-        rate = np.float32(task.settings.get("learning_rate", 0.05))
-        batch = int(task.settings.get("batch_size", 32))
-        pull = rate * np.float32(check_proximal(task.settings))
+        """Run SGD as the plan's settings say, see `local_sgd`."""
+        sgd = read_local_sgd(task.settings)
+        rate, momentum, proximal = map(np.float32, (sgd.learning_rate, sgd.momentum, sgd.proximal))
         rng = np.random.default_rng(task.seed)
         vector = base.copy()
-        tensors = self.layout.unpack(vector)
-        w1, b1 = tensors["hidden.weight"], tensors["hidden.bias"]
-        w2, b2 = tensors["output.weight"], tensors["output.bias"]
+        gradient = np.empty_like(vector)
+        velocity = np.zeros_like(vector) if momentum else gradient
+        w1, b1, w2, b2 = self._tensors(vector)
+        to_w1, to_b1, to_w2, to_b2 = self._tensors(gradient)
         images, labels = self._train.images, self._train.labels
-        adjustment = logit_adjustment(labels, len(b2), task.settings)
+        adjustment = sgd.adjustment(labels, len(b2))
         steps, epochs, loss = 0, 0, 0.0
         with np.errstate(all="ignore"):  # what diverges is seen by the encoder, which says so
             while len(labels) and not task.is_done(steps, epochs):
                 order = rng.permutation(len(labels))
-                for start in range(0, len(order), batch):
+                for start in range(0, len(order), sgd.batch_size):
                     if task.is_done(steps, epochs):
                         break
                     if should_stop():
                         raise TrainingStoppedError
-                    chosen = order[start : start + batch]
+                    chosen = order[start : start + sgd.batch_size]
                     x, y = images[chosen], labels[chosen]
                     hidden = np.maximum(x @ w1.T + b1, 0)
                     error, step_loss = _softmax_error(hidden @ w2.T + b2 + adjustment, y)
                     back = (error @ w2) * (hidden > 0)
-                    if pull:  # the gradient of FedProx's term is μ (w − w_base)
-                        vector -= pull * (vector - base)
-                    w2 -= rate * (error.T @ hidden)
-                    b2 -= rate * error.sum(axis=0)
-                    w1 -= rate * (back.T @ x)
-                    b1 -= rate * back.sum(axis=0)
+                    np.matmul(error.T, hidden, out=to_w2)
+                    np.sum(error, axis=0, out=to_b2)
+                    np.matmul(back.T, x, out=to_w1)
+                    np.sum(back, axis=0, out=to_b1)
+                    if proximal:
+                        gradient += proximal * (vector - base)
+                    if momentum:
+                        velocity *= momentum
+                        velocity += gradient
+                    vector -= rate * velocity
                     if task.mask is not None:
                         task.mask.clear(vector)
                     steps += 1
@@ -99,18 +103,22 @@ class MlpTrainer:
             num_examples=len(labels),
             local_steps=steps,
             metrics={"loss": loss / steps} if steps else {},
-            epochs=steps / max(-(-len(labels) // batch), 1),
+            epochs=steps / max(-(-len(labels) // sgd.batch_size), 1),
         )
+
+    def _tensors(self, vector: ParamVector) -> Iterator[NDArray[np.float32]]:
+        """Weight and bias of the hidden layer, weight and bias of the output: parts of the vector."""
+        tensors = self.layout.unpack(vector)
+        return (tensors[f"{layer}.{part}"] for layer in ("hidden", "output") for part in ("weight", "bias"))
 
     def evaluate(self, vector: ParamVector) -> Mapping[str, float]:
         """Accuracy and mean cross-entropy on the test split."""
-        tensors = self.layout.unpack(vector)
+        w1, b1, w2, b2 = self._tensors(vector)
         x, y = self._test.images, self._test.labels
         if not len(y):
             return {"examples": 0.0}
         with np.errstate(all="ignore"):  # a model that diverged has a loss of NaN
-            hidden = np.maximum(x @ tensors["hidden.weight"].T + tensors["hidden.bias"], 0)
-            scores = hidden @ tensors["output.weight"].T + tensors["output.bias"]
+            scores = np.maximum(x @ w1.T + b1, 0) @ w2.T + b2
             _, loss = _softmax_error(scores, y)
         accuracy = float((scores.argmax(axis=1) == y).mean())
         return {"accuracy": accuracy, "loss": loss, "examples": float(len(y))}
@@ -135,8 +143,8 @@ def mlp(
     """The trainer that plans call `mlp`.
 
     Args:
-        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`,
-            `logit_adjustment`.
+        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `momentum`,
+            `batch_size`, `proximal`, `logit_adjustment`.
         data: this device's `.npz` file, see `localdata`.
         features: used when the plan does not say.
         hidden: likewise.
@@ -144,11 +152,7 @@ def mlp(
     """
     features = int(settings.get("features", features))
     classes = int(settings.get("classes", classes))
-    batch_size = int(settings.get("batch_size", 32))
-    if batch_size < 1:
-        raise SettingError("task.settings batch_size", batch_size, "at least 1 is allowed")
-    check_proximal(settings)
-    check_logit_adjustment(settings)
+    read_local_sgd(settings)
     return MlpTrainer(
         load_local_data(data, "train", features=features, classes=classes),
         load_local_data(data, "test", features=features, classes=classes),

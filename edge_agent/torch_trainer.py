@@ -18,7 +18,7 @@ from fedmq.mask import Mask
 from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
-from .local_loss import check_logit_adjustment, check_proximal, logit_adjustment
+from .local_sgd import read_local_sgd, read_proximal
 from .localdata import LocalData, load_local_data
 from .trainer import Task, TrainingStoppedError, TrainResult
 
@@ -44,14 +44,17 @@ MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter], Mapping[str, Scalar
 
 
 class PlainSgd:
-    """`w ← w − learning_rate · gradient`, and nothing else.
+    """`v ← momentum · v + gradient`, `w ← w − learning_rate · v`, and nothing else.
 
     Not `torch.optim.SGD`: the first step of any optimiser there loads torch's compiler, which costs a small device
     70 MB and several seconds.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
-        self._parameters, self._learning_rate = list(parameters), learning_rate
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, momentum: float = 0.0
+    ) -> None:
+        self._parameters, self._learning_rate, self._momentum = list(parameters), learning_rate, momentum
+        self._velocities: dict[nn.Parameter, Tensor] = {}
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -62,13 +65,20 @@ class PlainSgd:
     def step(self) -> None:
         """Move the parameters against their gradients."""
         for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=self._learning_rate)
+            velocity = parameter.grad
+            if velocity is None:
+                continue
+            if self._momentum:
+                before = self._velocities.get(parameter)
+                velocity = velocity.clone() if before is None else before.mul_(self._momentum).add_(velocity)
+                self._velocities[parameter] = velocity
+            parameter.sub_(velocity, alpha=self._learning_rate)
 
 
 def sgd(parameters: Iterable[nn.Parameter], settings: Mapping[str, Scalar]) -> Optimizer:
-    """Plain SGD with the plan's `learning_rate`."""
-    return PlainSgd(parameters, float(settings.get("learning_rate", 0.05)))
+    """SGD with the plan's `learning_rate` and `momentum`."""
+    told = read_local_sgd(settings)
+    return PlainSgd(parameters, told.learning_rate, told.momentum)
 
 
 class TorchTrainer:
@@ -139,7 +149,7 @@ class TorchTrainer:
         self._model.train()
         optimizer = self._make_optimizer(self._model.parameters(), task.settings)
         pruned = self._pruned(task.mask)
-        proximal = check_proximal(task.settings)
+        proximal = read_proximal(task.settings)
         anchors = self._anchors() if proximal else []
         steps, epochs, total, examples = 0, 0, 0.0, 0
         while not task.is_done(steps, epochs):
@@ -258,8 +268,8 @@ def mlp(
     gradient (`docs/article.md`).
 
     Args:
-        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`,
-            `logit_adjustment`.
+        settings: the plan's: `features`, `hidden`, `classes`, `seed`, `learning_rate`, `momentum`,
+            `batch_size`, `proximal`, `logit_adjustment`.
         data: this device's `.npz` file, see `localdata`.
         features: used when the plan does not say.
         hidden: likewise.
@@ -281,7 +291,7 @@ def lenet(settings: Mapping[str, Scalar], *, data: str, side: int = 28, classes:
     61,706 parameters for grey images of 28 × 28 pixels in ten classes.
 
     Args:
-        settings: the plan's: `side`, `classes`, `seed`, `learning_rate`, `batch_size`, `proximal`,
+        settings: the plan's: `side`, `classes`, `seed`, `learning_rate`, `momentum`, `batch_size`, `proximal`,
             `logit_adjustment`.
         data: this device's `.npz` file, see `localdata`.
         side: pixels along one side of an image; used when the plan does not say. At least 12.
@@ -321,17 +331,13 @@ def _classifier(
     torch.set_num_threads(1)
     train = load_local_data(data, "train", features=features, classes=classes)
     test = load_local_data(data, "test", features=features, classes=classes)
-    batch_size = int(settings.get("batch_size", 32))
-    if batch_size < 1:
-        raise SettingError("task.settings batch_size", batch_size, "at least 1 is allowed")
-    check_proximal(settings)
-    check_logit_adjustment(settings)
-    adjustment = torch.from_numpy(logit_adjustment(train.labels, classes, settings))
+    told = read_local_sgd(settings)
+    adjustment = torch.from_numpy(told.adjustment(train.labels, classes))
     cross_entropy = nn.CrossEntropyLoss()
     return TorchTrainer(
         model,
         lambda outputs, targets: cross_entropy(outputs + adjustment, targets),
-        Shuffled(train, batch_size),
+        Shuffled(train, told.batch_size),
         test=Shuffled(test, 1000) if len(test) else None,
         test_loss=cross_entropy,
         num_examples=len(train),

@@ -33,7 +33,7 @@ def warm_up() -> None:
 
 
 def adjustment(labels: Tensor, classes: int) -> Tensor:
-    """What `fedmq.edge_agent.local_loss` adds to the outputs in training: log of how frequent each class is here."""
+    """What `fedmq.edge_agent.local_sgd` adds to the outputs in training: log of how frequent each class is here."""
     counts = torch.bincount(labels, minlength=classes).double() + 1.0
     return torch.log(counts / counts.max()).float()
 

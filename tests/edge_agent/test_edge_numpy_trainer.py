@@ -195,5 +195,5 @@ def test_the_factory_refuses_a_batch_of_nothing(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.savez(path, train_images=np.zeros((4, 6), np.uint8), train_labels=np.arange(4) % 3)
 
-    with pytest.raises(SettingError, match="batch_size = 0 cannot be used: at least 1"):
+    with pytest.raises(SettingError, match="batch_size = 0 cannot be used: a whole number of at least 1"):
         mlp({"features": 6, "classes": 3, "batch_size": 0}, data=str(path))
