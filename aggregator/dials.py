@@ -74,6 +74,13 @@ class FoldSettings:
     weighting: str | None = setting(
         None, help="uniform, or by number of examples", choices=("uniform", "examples")
     )
+    rarity: float = setting(
+        0.0,
+        help="weight of clients that are rarely heard: (contributions since the last one / clients) to this power, "
+        "between 1/4 and 4; 0 for none, 1 gives all clients the same part over time",
+        low=0,
+        high=2,
+    )
     learning_rate: float | None = setting(None, help="the server's step η (FedAsync's α)", low=0)
     momentum: float = setting(0.0, help="the server's momentum β", low=0, high=0.999)
     max_staleness: int | None = setting(None, help="versions after which an update is late", low=0)
@@ -186,6 +193,7 @@ def make_rule(settings: FoldSettings) -> Rule:
         forget_versions=settings.forget_versions,
         cache_bytes=settings.kept_bytes,
         deadline=settings.deadline,
+        rarity=settings.rarity,
     )
     _check(settings, rule)
     return rule
@@ -256,6 +264,9 @@ def _check_companions(settings: FoldSettings, rule: Rule) -> None:
         ("compensation", rule.compensation is not None, is_plain, f"{summing}, and fold.robust = none"),
         ("compensation", rule.compensation is not None, not rule.mixing, "fold.mixing = false"),
         ("weighting", rule.by_examples, rule.method != "ca2fl", "fold.strategy other than ca2fl"),
+        ("rarity", rule.rarity > 0, rule.method != "ca2fl", "fold.strategy other than ca2fl"),
+        ("rarity", rule.rarity > 0, not counts_once, "fold.robust = none or geometric"),
+        ("rarity", rule.rarity > 0, rule.method == "fedfa" or rule.buffer_size > 1, "fold.buffer_size > 1"),
         ("weighting", rule.by_examples, not counts_once, "fold.robust = none or geometric"),
     ):
         if is_given and not fits:

@@ -16,6 +16,7 @@ from fedmq.mask import Mask
 from fedmq.types import ParamVector
 
 from .optimizer import Moments
+from .rarity import Heard
 
 #: What a kept update takes besides its payload and its texts: the objects that hold them.
 _OVERHEAD: Final = 400
@@ -84,6 +85,7 @@ class FoldState:
         newcomers: those of clients that were not in the cache.
         gap: running mean of the versions between two updates of a client; 0 before the first (CA2FL).
         gap_square: that of their square.
+        heard: when each client was heard last (`rarity`).
         masks: what is pruned, the present mask last, behind those that updates may still be under (`pruning`).
     """
 
@@ -109,6 +111,7 @@ class FoldState:
     newcomers: float = 0.0
     gap: float = 0.0
     gap_square: float = 0.0
+    heard: Heard = field(default_factory=Heard)
     masks: list[Mask] = field(default_factory=list)
 
     @property

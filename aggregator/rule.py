@@ -50,6 +50,7 @@ class Rule:
         forget_versions: versions of silence after which CA2FL forgets a client.
         cache_bytes: bound of the updates that are kept.
         deadline: seconds, or None.
+        rarity: ρ; 0 for no such weight.
         pruning: the schedule by which the model becomes sparse, or None.
     """
 
@@ -79,6 +80,7 @@ class Rule:
     forget_versions: int = 1000
     cache_bytes: int = 268_435_456
     deadline: float | None = None
+    rarity: float = 0.0
     pruning: Pruning | None = None
 
     @property

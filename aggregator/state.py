@@ -5,7 +5,7 @@ updates that the rule keeps. The rule is in it because the journal behind a snap
 that it was folded with, whatever the settings say today. Floats are IEEE doubles, so a round trip changes no bit.
 
 Older snapshots are read. Schema 1 knew fewer rules: its snapshots lack the parts that its rules did not need. Schema 2
-knew neither consensus nor reputation.
+knew neither consensus nor reputation, schema 3 not when clients were heard last.
 """
 
 from collections import Counter
@@ -28,11 +28,12 @@ from .engine import Engine, Tally
 from .fold_state import FoldState, Kept
 from .ledger import Ledger
 from .optimizer import Moments
+from .rarity import Heard
 from .reputation import Reputation, pack_reputation, unpack_reputation
 from .rule import pack_rule, unpack_rule
 
-SCHEMA: Final = 3
-_OLD_SCHEMAS: Final = (1, 2)
+SCHEMA: Final = 4
+_OLD_SCHEMAS: Final = (1, 2, 3)
 
 
 def pack_state(engine: Engine) -> bytes:
@@ -77,6 +78,7 @@ def _pack_fold(state: FoldState) -> dict[str, object]:
         "discounts": state.discounts,
         "newcomers": state.newcomers,
         "gap": [state.gap, state.gap_square],
+        "heard": [state.heard.folds, list(state.heard.last.items())],
         "masks": [[mask.digest, mask.encoded.content] for mask in state.masks],
     }
 
@@ -124,6 +126,7 @@ def unpack_state(
 
 def _unpack_fold(fields: Mapping[str, Any], layout: ParamLayout) -> FoldState:
     gap, gap_square = fields["gap"]
+    folds, last = fields["heard"]
     cache: dict[str, tuple[Kept, ...]] = {}
     for update in map(_unpack_kept, fields["cache"]):
         cache[update.client] = (*cache.get(update.client, ()), update)
@@ -154,6 +157,7 @@ def _unpack_fold(fields: Mapping[str, Any], layout: ParamLayout) -> FoldState:
         newcomers=fields["newcomers"],
         gap=gap,
         gap_square=gap_square,
+        heard=Heard(folds=folds, last=dict(last)),
         masks=[
             Mask.decode(layout, EncodedMask(digest=digest, content=content))
             for digest, content in fields["masks"]

@@ -110,6 +110,8 @@ def step(
     if rule.clip_quantile is not None:
         scale, state.clip = clipping.clip(state.clip, rule.clip_quantile, delta)
     weight = float(num_examples) if rule.by_examples else 1.0
+    if rule.rarity:
+        weight *= state.heard.weigh(client, rule.rarity)
     update = Kept(
         client=client,
         outbox=outbox,
@@ -198,6 +200,7 @@ def adapt(old: Rule, new: Rule, state: FoldState, decode: Decode = _cannot_decod
         mean=state.mean if same_buffer else fresh.mean,
         discounts=state.discounts if same_buffer else 0.0,
         newcomers=state.newcomers if same_buffer else 0.0,
+        heard=state.heard if old.rarity and new.rarity else fresh.heard,
         gap=state.gap if same_buffer else 0.0,
         gap_square=state.gap_square if same_buffer else 0.0,
     )

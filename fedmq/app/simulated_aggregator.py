@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from fedmq import wire
+from fedmq.aggregator.deadline import NOBODY
 from fedmq.aggregator.decision import Record
 from fedmq.aggregator.engine import Engine
 from fedmq.aggregator.ledger import Key
@@ -118,7 +119,8 @@ class SimulatedAggregator:
         self._service.turn()
         if self._store.news:
             for record in self._store.take_news():
-                self._on_news(self._settled(record))
+                if record.id.client != NOBODY:
+                    self._on_news(self._settled(record))
             self._on_turn()
 
     def _settled(self, record: Record) -> News:

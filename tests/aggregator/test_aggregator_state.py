@@ -68,8 +68,8 @@ def test_the_unpacked_state_can_be_written_to(engine: Engine) -> None:
 
 def test_a_snapshot_of_another_schema_is_refused(engine: Engine) -> None:
     """With the numbers."""
-    fields = msgpack.unpackb(pack_state(engine)) | {"schema": 4}
-    with pytest.raises(StoreError, match="the snapshot has schema 4, this release reads schemas 1 to 3"):
+    fields = msgpack.unpackb(pack_state(engine)) | {"schema": 5}
+    with pytest.raises(StoreError, match="the snapshot has schema 5, this release reads schemas 1 to 4"):
         unpack(msgpack.packb(fields))
 
 
@@ -98,6 +98,7 @@ KEEPING: list[dict[str, object]] = [
     {"strategy": "fedasync", "mixing": True, "max_staleness": 3, "normalise_staleness": True},
     {"buffer_size": 3, "compensation": "adaptive(0.1)", "delay_limit": 1},
     {"buffer_size": 5, "robust": "krum(1)", "clip_quantile": 0.9},
+    {"buffer_size": 3, "rarity": 0.5},
 ]
 
 

@@ -81,3 +81,18 @@ def test_between_equal_devices_nothing_is_gained(blobs: Dataset) -> None:
     seconds = [play(blobs, replace(equal, fold=fold))[0].seconds for fold in (SYNCHRONOUS, ASYNCHRONOUS)]
 
     assert seconds[0] == pytest.approx(seconds[1], rel=0.01)
+
+
+def test_a_deadline_ends_a_round_with_those_who_answered(blobs: Dataset) -> None:
+    """The two faster kinds are in each version, and what closes it counts as nobody's update."""
+    hasty = replace(BASE, fold=replace(SYNCHRONOUS, deadline=150.0), devices=devices(4))
+    folded: list[Fold] = []
+    result = simulate(
+        replace(hasty, stop=StopSettings(updates=40)),
+        dataset=blobs,
+        observe=lambda event: folded.append(event) if isinstance(event, Fold) else None,
+    )
+
+    assert {1, 2, 3} <= {event.version for event in folded}
+    assert result.updates == len(folded) == sum(client.folded for client in result.clients)
+    assert result.refusals.get("stale", 0) > 0

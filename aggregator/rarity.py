@@ -1,0 +1,53 @@
+"""Rarity: more weight to what is rarely heard.
+
+    r_i = (gap_i / n)^ρ, between 1/4 and 4
+
+multiplies n_i, the weight of a contribution: gap_i contributions were folded since the client's last one, and n clients
+take part. Where all are heard equally often each gap is n and each weight 1. A client that is heard once while the
+others are heard four times weighs as much as ρ says: with ρ = 1 four times as much, so that over time all clients have
+the same part in the model, as they have in synchronous FedAvg; with ρ = 1/2, the half way, twice as much. Fast clients
+make most of an asynchronous model otherwise: FedBuff and FedAsync have no such term. The bounds keep one client that
+comes back after a year from deciding a version.
+
+The rarest updates tend to be the stalest. Their discount stays: it shrinks the step and moves no weight to the others.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+#: Clients that are remembered; beyond them the one that has been silent for longest counts as new.
+MAX_CLIENTS: Final = 65_536
+_MOST: Final = 4.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Heard:
+    """When each client was heard last. Part of the fold's state.
+
+    Attributes:
+        folds: contributions folded since this was begun.
+        last: which of them was each client's last; the client that was heard last comes last.
+    """
+
+    folds: int = 0
+    last: dict[str, int] = field(default_factory=dict)
+
+    def weigh(self, client: str, power: float) -> float:
+        """Take note of a contribution.
+
+        Args:
+            client: whose it is.
+            power: ρ ≥ 0.
+
+        Returns:
+            r_i; 1 for a client that is not remembered.
+        """
+        self.folds += 1
+        before = self.last.pop(client, None)
+        self.last[client] = self.folds
+        if len(self.last) > MAX_CLIENTS:
+            del self.last[next(iter(self.last))]
+        if before is None:
+            return 1.0
+        ratio = (self.folds - before) / len(self.last)
+        return min(_MOST, max(1 / _MOST, float(ratio**power)))
