@@ -2,11 +2,12 @@
 
     python -m benchmarks.allocation
 
-In virtual time (`fedmq.app.simulation`), so a busy machine changes nothing but the wait. Two federations: `W2`, the
-race's ten clients of which two are ten times slower, and `spread`, thirty whose speeds are lognormal with σ = 1. Every
-piece of work takes 5 percent more or less than it should. Gaps between arrivals and staleness are those after the
-first third, when everybody's speed is known; a version's updates are K = 5 and, apart from FedBuff's, the publisher's
-and the codec's defaults, nothing is tuned for any policy.
+In virtual time (`fedmq.app.simulation`), so a busy machine changes nothing but the wait. Three federations: `W2`, the
+race's ten clients of which two are ten times slower; `spread`, thirty whose speeds are lognormal with σ = 1; and
+`links`, ten equally fast ones of which four send 1,000 bytes a second, with the plan's codec for all and with a ladder
+of codecs. Every piece of work takes 5 percent more or less than it should. Gaps between arrivals and staleness are
+those after the first third, when everybody's speed is known; a version's updates are K = 5 and, apart from FedBuff's,
+the publisher's and the codec's defaults, nothing is tuned for any policy.
 
 Energy is that of a Raspberry Pi 4 by the model of `docs/simulation.md`: 3 W while it is there, 6.5 W while it trains.
 """
@@ -31,6 +32,7 @@ from fedmq.app.scenario import (
     DeviceClass,
     EnergySettings,
     EvaluationSettings,
+    LinkSettings,
     Scenario,
     StopSettings,
 )
@@ -40,6 +42,7 @@ SEEDS: Final = 3
 _CACHE: Final = Path("runs/cache")
 _JITTER: Final = "lognormal(1, 0.05)"
 _ENERGY: Final = EnergySettings(idle_watts=3.0, train_watts=6.5)
+_SLOW_LINK: Final = "slow link"
 _WHO: Final[Mapping[str, str]] = {"federation": "", "policy": "policy"}
 _LEARNING: Final[Mapping[str, str]] = {
     **_WHO,
@@ -55,6 +58,8 @@ _ORDER: Final[Mapping[str, str]] = {
     "staleness": "staleness",
     "staleness_sd": "sd",
     "staleness_max": "most",
+    "slow_link_updates": "slow links'",
+    "uplink_per_update": "B up",
     "downlink_per_update": "B down",
     "joules_per_device": "J each",
 }
@@ -72,6 +77,8 @@ class Federation:
         seconds: virtual ones, after which a run ends.
         target: accuracy whose price is told.
         steps: fewest and most of one update.
+        policies: what is compared: a policy's name, and what it is given besides.
+        codec: the plan's.
     """
 
     name: str
@@ -81,10 +88,15 @@ class Federation:
     seconds: float
     target: float
     steps: tuple[int, int]
+    policies: tuple[str, ...] = ("none", "compass", "even", "even, a third")
+    codec: str = "topk(0.01) | ternary | rice"
 
 
-def _device(name: str, share: float, epoch_seconds: str) -> DeviceClass:
-    return DeviceClass(name=name, share=share, epoch_seconds=epoch_seconds, jitter=_JITTER, energy=_ENERGY)
+def _device(name: str, share: float, epoch_seconds: str, up: float | None = None) -> DeviceClass:
+    link = LinkSettings(up=up)
+    return DeviceClass(
+        name=name, share=share, epoch_seconds=epoch_seconds, jitter=_JITTER, link=link, energy=_ENERGY
+    )
 
 
 W2: Final = Federation(
@@ -105,13 +117,24 @@ SPREAD: Final = Federation(
     target=0.75,
     steps=(10, 50),  # an epoch has 19
 )
-#: By name; the last one lets a third of the clients work at a time.
-POLICIES: Final = ("none", "compass", "even", "even, a third")
+LINKS: Final = Federation(
+    name="links",
+    clients=10,
+    per_client=1000,
+    kinds=(_device("usual", 6, "1"), _device(_SLOW_LINK, 4, "1", up=1000.0)),
+    seconds=90.0,
+    target=0.78,
+    steps=(20, 100),
+    policies=("none", "even", "even, ladder"),
+    codec="topk(0.05) | ternary | rice",
+)
+#: For good and slow links: the plan's codec, some 8 KB an update, and 2 KB and 0.5 KB.
+_LADDER: Final = ";".join(f"topk({share}) | ternary | rice" for share in (0.05, 0.01, 0.002))
 
 
 def scenario(federation: Federation, policy: str, seed: int, seconds: float) -> Scenario:
     """One run."""
-    name, _, limited = policy.partition(",")
+    name, _, given = policy.partition(", ")
     low, high = federation.steps
     return Scenario(
         name=f"{federation.name}-{name}",
@@ -120,14 +143,15 @@ def scenario(federation: Federation, policy: str, seed: int, seconds: float) -> 
         task=TaskSettings(
             trainer="mlp",
             settings=(("hidden", 128), ("learning_rate", 0.05), ("batch_size", 32)),
-            codec="topk(0.01) | ternary | rice",
+            codec=federation.codec,
         ),
         fold=FoldSettings(strategy="fedbuff", buffer_size=5),
         allocate=AllocationSettings(
             policy=name,
             min_steps=low,
             max_steps=high,
-            concurrency=federation.clients // 3 if limited else 0,
+            concurrency=federation.clients // 3 if given == "a third" else 0,
+            codecs=_LADDER if given == "ladder" else "",
         ),
         publish=PublishSettings(min_interval=0.0),
         evaluation=EvaluationSettings(every=10, target=federation.target),
@@ -163,6 +187,7 @@ def measure(federation: Federation, policy: str, seed: int, dataset: Dataset, se
         "staleness": statistics.mean(ages) if ages else None,
         "staleness_sd": statistics.pstdev(ages) if ages else None,
         "staleness_max": max(ages, default=None),
+        "slow_link_updates": sum(c.folded for c in result.clients if c.kind == _SLOW_LINK) or None,
         "uplink_per_update": result.uplink_bytes / max(result.updates, 1),
         "downlink_per_update": result.downlink_bytes / max(result.updates, 1),
         "joules_per_device": result.joules / federation.clients,
@@ -190,9 +215,9 @@ def main() -> None:
     dataset = load_dataset("auto", cache=_CACHE)
     seeds = [options.seed] if options.quick else list(range(options.seed, options.seed + SEEDS))
     rows: list[Row] = []
-    for federation in (W2, SPREAD):
+    for federation in (W2, SPREAD, LINKS):
         seconds = federation.seconds / 10 if options.quick else federation.seconds
-        for policy in POLICIES:
+        for policy in federation.policies:
             for seed in seeds:
                 rows.append(measure(federation, policy, seed, dataset, seconds))
                 print_table(f"{federation.name}, {policy}, seed {seed}", rows[-1:], _LEARNING)
