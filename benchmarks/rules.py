@@ -196,6 +196,11 @@ def contenders(workload: Workload) -> list[Contender]:
         Contender(name="FedBuff, falling step 1.8", fold=falling),
         Contender(name="FedBuff, falling step 1.8, adjusted", fold=falling, adjusted=True),
         Contender(name="FedBuff, falling step 2.4, adjusted (the demo)", fold=demo, adjusted=True),
+        Contender(
+            name="FedBuff, falling step 2.4, adjusted, rarity 0.5",
+            fold=replace(demo, rarity=0.5),
+            adjusted=True,
+        ),
         Contender(name="CA2FL, falling step 1.8", fold=replace(falling, strategy="ca2fl")),
         Contender(
             name="CA2FL, falling step 2.4, adjusted",

@@ -7,7 +7,7 @@ that everything is of that class; the next one teaches the opposite, and the glo
 
 for a device that has n_c examples of class c, how frequent a class is here is said by π, and f learns what tells the
 classes apart: with τ = 1, log p(x | c) up to what all classes share. That is the same on all devices, whatever their
-labels. Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv 2007.07314, §5.1 (the logit adjusted
+labels. Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, arXiv 2007.07314, §5 (the logit adjusted
 loss); for federated learning Zhang et al., "Federated Learning with Label Distribution Skew via Logits Calibration",
 ICML 2022, arXiv 2209.00189, with another margin. One is added to each count, so a class that a device has never seen is
 improbable there and not impossible.
