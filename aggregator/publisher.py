@@ -53,7 +53,10 @@ class PublishSettings:
     frame_versions: int = setting(3, help="versions between frames", low=1)
     max_frames: int = setting(64, help="frames that a newcomer downloads at most", low=1, high=64)
     min_interval: float = setting(
-        0.1, help="seconds between publishes at least; the newest version wins", low=0
+        0.03,
+        help="seconds between publishes at least; the newest version wins. There is a rest of four times as long as "
+        "the last one took in any case",
+        low=0,
     )
     chunk_bytes: int = setting(
         262_144, help="largest payload of one publish, in bytes", low=4096, high=268_435_455

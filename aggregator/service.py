@@ -57,6 +57,9 @@ _RETRY_SECONDS: Final = 1.0
 #: The plan is not published again more often, so that two who disagree do not fill the broker with it.
 PLAN_SECONDS: Final = 10.0
 _NOBODY_LISTENS: Final = "No matching subscribers"
+#: After a publish that took t seconds there is none for 4 t: encoding a large model takes a fifth of the time at most
+#: that updates are to be folded in.
+_PUBLISH_REST: Final = 4.0
 
 
 def presence(epoch: int, boot: int, state: PresenceState) -> bytes:
@@ -127,7 +130,7 @@ class Service:
         self._planned_mask = self.engine.mask
         self._connected = self._plan_lost = False
         self._stopping = False
-        self._published_at = self._stats_at = self._plan_at = -1e9
+        self._publish_due = self._stats_at = self._plan_at = -1e9
         self._snapshot_position = self.engine.position
 
     def stop(self) -> None:
@@ -215,7 +218,7 @@ class Service:
             return 1.0
         due = self._stats_at + self._settings.stats_interval
         if self.engine.state.version > self._outlet.version and not self._outlet.is_busy:
-            due = min(due, self._published_at + self._settings.publish.min_interval)
+            due = min(due, self._publish_due)
         due = min(due, now + self._deadline.left(self.engine.state, now))
         if self._outlet.owes:
             due = now
@@ -294,7 +297,7 @@ class Service:
             self._transport.subscribe(topic)
         self._queue_plan(self._clock())
         outlet.queue_frames()
-        self._queue_model(self._clock())
+        self._queue_model()
         outlet.queue(self._presence_topic, self._birth)
         outlet.flush()
 
@@ -337,19 +340,22 @@ class Service:
         """Publish the newest version, unless the one before is still on its way or was a moment ago."""
         if self._outlet.is_busy or self.engine.state.version <= self._outlet.version:
             return
-        if now - self._published_at < self._settings.publish.min_interval:
+        if now < self._publish_due:
             return
         if self.engine.mask is not self._planned_mask:
             self._queue_plan(now)
-        self._queue_model(now)
+        self._queue_model()
         self._outlet.flush()
 
-    def _queue_model(self, now: float) -> None:
+    def _queue_model(self) -> None:
+        began = self._clock()
         published = self._outlet.queue_model(self.engine.model)
-        self._published_at = now
         self._chronicle.counters.versions_published += 1
         self._events.write("publish", **asdict(published))
         self._shelf.save()
+        ended = self._clock()
+        rest = _PUBLISH_REST * (ended - began)
+        self._publish_due = max(began + self._settings.publish.min_interval, ended + rest)
 
     def _publish_stats(self) -> None:
         self._outlet.send_stats(

@@ -8,13 +8,14 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fedmq.aggregator.audit import verify
-from fedmq.aggregator.publisher import PublishSettings
+from fedmq.aggregator.publisher import Publication, Publisher, PublishSettings
 from fedmq.aggregator.service import PLAN_SECONDS, SESSION_EXPIRY, Service
 from fedmq.aggregator.settings import AggregatorSettings, StoreSettings
 from fedmq.aggregator.store import Store
@@ -459,6 +460,32 @@ def test_versions_that_come_too_fast_are_passed_over_for_the_newest(world: World
         versions += [(second, wire.unpack_head(event.payload).version) for event in events(listener)]
 
     assert [(10, 10), (20, 20), (30, 30)] == versions
+
+
+def test_publishing_takes_a_fifth_of_the_time_at_most(
+    world: World, update: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that took two seconds to make is followed by eight seconds without one, in which updates are folded."""
+    service = world.start(publish=PUBLISH)
+    listener = world.client("listener", TOPICS.model)
+    list(events(listener))
+    publish = Publisher.publish
+
+    def slowly(publisher: Publisher, model: GlobalModel) -> Publication:
+        world.now += 2.0
+        return publish(publisher, model)
+
+    monkeypatch.setattr(Publisher, "publish", slowly)
+    seen = []
+    for seq in range(1, 31):
+        world.now += 1.0
+        world.send(update(seq=seq, base=seq - 1, delta=0.25))
+        began = world.now
+        world.turn(service)
+        seen += [began for event in events(listener) if event.payload]
+
+    assert [10.0] * (len(seen) - 1) == [after - before for before, after in pairwise(seen)]
+    assert 30 == service.engine.state.version
 
 
 def test_objects_that_no_head_names_any_more_are_cleared(world: World, update: Message) -> None:
