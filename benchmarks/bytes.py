@@ -37,6 +37,8 @@ _UPDATES: Final = {"mlp": 500, "torch-lenet": 350}
 #: Rows are compared at this many updates, besides at the target: the curves still rise and swing there.
 _EQUAL_UPDATES: Final = 330
 _CLIENTS: Final = 10
+#: The interval in virtual seconds: an epoch takes one.
+_PUBLISH: Final = PublishSettings(min_interval=0.1)
 _ROWS: Final = "topk(0.005) | ternary | rows | range"
 
 
@@ -60,7 +62,7 @@ class Contender:
 
 
 def _sent_as(up: str, keyframe: str, frame: str, delta: str) -> tuple[str, PublishSettings]:
-    return up, PublishSettings(keyframe_codec=keyframe, frame_codec=frame, delta_codec=delta)
+    return up, replace(_PUBLISH, keyframe_codec=keyframe, frame_codec=frame, delta_codec=delta)
 
 
 _DENSE: Final = _sent_as("float32", "float32", "float32", "float32")
@@ -103,8 +105,10 @@ def contenders(trainer: str) -> list[Contender]:
         Contender(
             name="fedmq, 2 % up, 5 % down",
             task="topk(0.02) | ternary(64) | rice",
-            publish=PublishSettings(
-                frame_codec="topk(0.05) | ternary(64) | rice", delta_codec="topk(0.033) | ternary(64) | rice"
+            publish=replace(
+                _PUBLISH,
+                frame_codec="topk(0.05) | ternary(64) | rice",
+                delta_codec="topk(0.033) | ternary(64) | rice",
             ),
             fold=ours,
             adjusted=True,
@@ -128,7 +132,7 @@ def play(contender: Contender, *, trainer: str, seed: int, updates: int) -> Simu
         data=DataSettings(clients=_CLIENTS, alpha=0.3),
         task=task,
         fold=contender.fold,
-        publish=contender.publish or PublishSettings(),
+        publish=contender.publish or _PUBLISH,
         evaluation=EvaluationSettings(every=10, target=_TARGETS[trainer]),
         stop=StopSettings(updates=updates),
         devices=(DeviceClass(epoch_seconds="1", jitter="uniform(0.95, 1.05)"),),

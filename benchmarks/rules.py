@@ -53,6 +53,8 @@ _LATE: Final = 10
 _DENSE: Final = "float32"
 _FALLING: Final = "root(50, 0.2)"
 _QUICK_UPDATES: Final = 60
+#: Between publishes, in virtual seconds.
+_INTERVAL: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +159,10 @@ def play(contender: Contender, workload: Workload, *, seed: int, dataset: Datase
         ("batch_size", workload.batch),
         ("logit_adjustment", 1.0 if contender.adjusted else 0.0),
     )
-    task, publish = TaskSettings(trainer="mlp", settings=trainer), PublishSettings()
+    task, publish = TaskSettings(trainer="mlp", settings=trainer), PublishSettings(min_interval=_INTERVAL)
     if contender.dense:
         task = TaskSettings(trainer="mlp", settings=trainer, codec=_DENSE)
-        publish = PublishSettings(keyframe_codec=_DENSE, frame_codec=_DENSE, delta_codec=_DENSE)
+        publish = replace(publish, keyframe_codec=_DENSE, frame_codec=_DENSE, delta_codec=_DENSE)
     scenario = Scenario(
         name=contender.name,
         seed=seed,
