@@ -220,6 +220,7 @@ def main() -> None:
                 rows.append(_row(contender, seed, trainer, result))
                 curves.append((contender.name, seed, result))
                 print_table("", [rows[-1]], {"pipeline": "", "seed": "seed", "updates_to_target": "updates"})
+                write_result("bytes", options, rows, summary=summary(rows))
     lines = summary(rows)
     for trainer in arguments.models:
         print_table(

@@ -235,3 +235,24 @@ def test_a_device_may_have_no_topic_aliases(blobs: Dataset) -> None:
     assert short.vector.tobytes() == long.vector.tobytes()
     saved = 55 * len("fedmq/v1/default/update/0/agent-00")
     assert 0.8 * saved < long.uplink_bytes - short.uplink_bytes < saved
+
+
+def test_an_adjusted_loss_learns_more_from_devices_with_other_labels(blobs: Dataset) -> None:
+    """Dirichlet(0.1): six devices with a label or two each, two of them in each version."""
+
+    def learn(seed: int, tau: float) -> float:
+        settings = (("hidden", 16), ("learning_rate", 0.1), ("logit_adjustment", tau))
+        scenario = Scenario(
+            seed=seed,
+            data=DataSettings(clients=6, alpha=0.1, per_client=60),
+            task=TaskSettings(settings=settings, codec="float32", local_epochs=5),
+            fold=FoldSettings(buffer_size=2),
+            stop=StopSettings(updates=60),
+            devices=(DeviceClass(epoch_seconds="1", jitter="uniform(0.8, 1.2)"),),
+        )
+        return simulate(scenario, dataset=blobs).final_accuracy
+
+    gained = [learn(seed, 1.0) - learn(seed, 0.0) for seed in (0, 1)]
+
+    assert sum(gained) / 2 > 0.05
+    assert min(gained) > 0
