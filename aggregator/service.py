@@ -57,9 +57,10 @@ _RETRY_SECONDS: Final = 1.0
 #: The plan is not published again more often, so that two who disagree do not fill the broker with it.
 PLAN_SECONDS: Final = 10.0
 _NOBODY_LISTENS: Final = "No matching subscribers"
-#: After a publish that took t seconds there is none for 4 t: encoding a large model takes a fifth of the time at most
-#: that updates are to be folded in.
+#: After a publish that took t seconds there is none for 4 t, so that encoding a large model takes a fifth of the time at
+#: most; but not for longer than half a minute, for t may be that of a process that was halted meanwhile.
 _PUBLISH_REST: Final = 4.0
+_MOST_REST: Final = 30.0
 
 
 def presence(epoch: int, boot: int, state: PresenceState) -> bytes:
@@ -354,7 +355,7 @@ class Service:
         self._events.write("publish", **asdict(published))
         self._shelf.save()
         ended = self._clock()
-        rest = _PUBLISH_REST * (ended - began)
+        rest = min(_PUBLISH_REST * (ended - began), _MOST_REST)
         self._publish_due = max(began + self._settings.publish.min_interval, ended + rest)
 
     def _publish_stats(self) -> None:
