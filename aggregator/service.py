@@ -57,8 +57,8 @@ _RETRY_SECONDS: Final = 1.0
 #: The plan is not published again more often, so that two who disagree do not fill the broker with it.
 PLAN_SECONDS: Final = 10.0
 _NOBODY_LISTENS: Final = "No matching subscribers"
-#: After a publish that took t seconds there is none for 4 t, so that encoding a large model takes a fifth of the time at
-#: most; but not for longer than half a minute, for t may be that of a process that was halted meanwhile.
+#: After a publish that took t seconds there is none for 4 t, so that encoding a large model takes at most a fifth of
+#: the time; but not for longer than half a minute, for t may be that of a process that was halted meanwhile.
 _PUBLISH_REST: Final = 4.0
 _MOST_REST: Final = 30.0
 
