@@ -83,9 +83,8 @@ def scenario(system: str, *, seed: int, rounds: int, quick: bool) -> Scenario:
     )
 
 
-def play(system: str, dataset: Dataset, options: Options, rounds: int) -> list[Row]:
-    """One run; a row for each round."""
-    rows: list[Row] = []
+def play(system: str, dataset: Dataset, options: Options, rounds: int, rows: list[Row]) -> None:
+    """One run; a row for each round is added, and written at once."""
 
     def note(event: Event) -> None:
         if not isinstance(event, Evaluation) or not event.folded:
@@ -101,11 +100,11 @@ def play(system: str, dataset: Dataset, options: Options, rounds: int) -> list[R
             }
         )
         print_table("", [rows[-1]], _HEADINGS)
+        write_result("published", options, rows, data=dataset.describe())
 
     simulate(
         scenario(system, seed=options.seed, rounds=rounds, quick=options.quick), dataset=dataset, observe=note
     )
-    return rows
 
 
 _HEADINGS: Final = {
@@ -132,8 +131,7 @@ def main() -> None:
     dataset = replace(dataset, train_owners=silos(dataset.train_labels, seed=options.seed))
     rows: list[Row] = [_PUBLISHED]
     for system in arguments.systems:
-        rows += play(system, dataset, options, 2 if options.quick else arguments.rounds)
-        write_result("published", options, rows, data=dataset.describe())
+        play(system, dataset, options, 2 if options.quick else arguments.rounds, rows)
     last = {str(row["system"]): row for row in rows}
     print_table("After the last round", list(last.values()), _HEADINGS)
 
