@@ -184,13 +184,14 @@ def contenders(workload: Workload) -> list[Contender]:
     buffered = demo.buffer_size
     falling = FoldSettings(buffer_size=buffered, learning_rate=1.8, schedule=_FALLING)
     hasty = replace(everybody, deadline=workload.deadline)
+    deadline = Contender(name="FedAvg with a deadline, dense", fold=hasty, dense=True)
+    rarity = Contender(
+        name="FedBuff, falling step 2.4, adjusted, rarity 0.5", fold=replace(demo, rarity=0.5), adjusted=True
+    )
+    rarely = [rarity] if buffered > 1 else []  # else there is nobody in a version to be weighed against
     return [
         Contender(name="FedAvg, dense", fold=everybody, dense=True),
-        *(
-            [Contender(name="FedAvg with a deadline, dense", fold=hasty, dense=True)]
-            if workload.deadline
-            else []
-        ),
+        *([deadline] if workload.deadline else []),
         Contender(name="FedAvg, dense, adjusted", fold=everybody, dense=True, adjusted=True),
         Contender(name="FedBuff, K = 5, dense", fold=_PAPER, dense=True),
         Contender(name="FedBuff, K = 5", fold=_PAPER),
@@ -198,11 +199,7 @@ def contenders(workload: Workload) -> list[Contender]:
         Contender(name="FedBuff, falling step 1.8", fold=falling),
         Contender(name="FedBuff, falling step 1.8, adjusted", fold=falling, adjusted=True),
         Contender(name="FedBuff, falling step 2.4, adjusted (the demo)", fold=demo, adjusted=True),
-        Contender(
-            name="FedBuff, falling step 2.4, adjusted, rarity 0.5",
-            fold=replace(demo, rarity=0.5),
-            adjusted=True,
-        ),
+        *rarely,
         Contender(name="CA2FL, falling step 1.8", fold=replace(falling, strategy="ca2fl")),
         Contender(
             name="CA2FL, falling step 2.4, adjusted",
