@@ -20,7 +20,7 @@ def plot(path: Path, curves: Sequence[tuple[str, int, SimulationResult]]) -> Non
     """
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
     names = list(dict.fromkeys(name for name, _, _ in curves))
-    colours = plt.get_cmap("tab10")
+    colours = plt.get_cmap("tab20")
     for name, _, result in curves:
         number = names.index(name)
         for axis, direction in zip(axes, ("uplink_bytes", "downlink_bytes"), strict=True):

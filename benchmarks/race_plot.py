@@ -30,7 +30,7 @@ def plot(path: Path, workload: str, curves: Sequence[Row], systems: Sequence[str
         systems: in the order of their colours, which are the same in all pictures.
     """
     figure, axes = plt.subplots(1, len(_PANELS), figsize=(16, 4.5), sharey=True, layout="constrained")
-    colours = plt.get_cmap("tab10")
+    colours = plt.get_cmap("tab20")
     runs: dict[tuple[str, float], list[Row]] = {}
     for row in curves:
         if row["workload"] == workload:
