@@ -44,8 +44,10 @@ def plot(path: Path, workload: str, curves: Sequence[Row], systems: Sequence[str
                 linewidth=1,
                 alpha=0.8,
             )
-    for system in dict.fromkeys(system for system, _ in runs):
-        axes[0].plot([], [], color=colours(systems.index(system)), label=system)
+    there = {system for system, _ in runs}
+    for number, system in enumerate(systems):
+        if system in there:
+            axes[0].plot([], [], color=colours(number), label=system)
     for axis, (column, label, _) in zip(axes, _PANELS, strict=True):
         axis.axhline(TARGET, color="black", linestyle=":", linewidth=1)
         axis.set_xlabel(label)
