@@ -73,7 +73,7 @@ DEFENCES: Final[Mapping[str, Defence]] = {
     "clip": Defence(fold=_CLIP),
     # Of sparse updates each coordinate's median, and what is left when it is trimmed, is nothing.
     "median, K = 10, int8": Defence(fold=_buffered("median"), codec="int8"),
-    "trimmed(4), K = 10, int8": Defence(fold=_buffered("trimmed(4)"), codec="int8"),
+    "trimmed(3), K = 10, int8": Defence(fold=_buffered("trimmed(3)"), codec="int8"),
     "krum(3), K = 10": Defence(fold=_buffered("krum(3)")),
     "multikrum(3, 5), K = 10": Defence(fold=_buffered("multikrum(3, 5)")),
     "geometric, K = 10": Defence(fold=_buffered("geometric")),
