@@ -29,9 +29,8 @@ class Absence:
         self._missed = np.zeros(MAX_VERSIONS + 1)
         self._missed[1] = self._visits = 1.0
         self._newcomers = 0.5
-        self._sums: NDArray[np.float64] | None = (
-            None  # of `lacking`, from the newest version on; None when it changed
-        )
+        # Of `lacking`, from the newest version on; None when it has changed.
+        self._sums: NDArray[np.float64] | None = None
 
     def note(self, client: str, version: int) -> None:
         """An update of a client came that was trained from a version."""

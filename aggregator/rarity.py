@@ -3,11 +3,12 @@
     r_i = (gap_i / n)^ρ, between 1/4 and 4
 
 multiplies n_i, the weight of a contribution: gap_i contributions were folded since the client's last one, and n clients
-take part. Where all are heard equally often each gap is n and each weight 1. A client that is heard once while the
-others are heard four times weighs as much as ρ says: with ρ = 1 four times as much, so that over time all clients have
-the same part in the model, as they have in synchronous FedAvg; with ρ = 1/2, the half way, twice as much. Fast clients
-make most of an asynchronous model otherwise: FedBuff and FedAsync have no such term. The bounds keep one client that
-comes back after a year from deciding a version.
+take part: those that were heard within the last 16 n contributions. Who was silent for longer counts as new. Where all
+are heard equally often each gap is n and each weight 1. A client that is heard once while the others are heard four
+times weighs as much as ρ says: with ρ = 1 four times as much, so that over time all clients have the same part in the
+model, as they have in synchronous FedAvg; with ρ = 1/2, the half way, twice as much. Fast clients make most of an
+asynchronous model otherwise: FedBuff and FedAsync have no such term. The bounds keep a client that comes back after a
+while from deciding a version.
 
 The rarest updates tend to be the stalest. Their discount stays: it shrinks the step and moves no weight to the others.
 """
@@ -17,6 +18,8 @@ from typing import Final
 
 #: Clients that are remembered; beyond them the one that has been silent for longest counts as new.
 MAX_CLIENTS: Final = 65_536
+#: In contributions for each client: so the clients that went for ever are not counted for ever.
+_SILENT: Final = 16
 _MOST: Final = 4.0
 
 
@@ -45,9 +48,13 @@ class Heard:
         self.folds += 1
         before = self.last.pop(client, None)
         self.last[client] = self.folds
-        if len(self.last) > MAX_CLIENTS:
-            del self.last[next(iter(self.last))]
+        while self._is_gone(oldest := next(iter(self.last))):
+            del self.last[oldest]
         if before is None:
             return 1.0
         ratio = (self.folds - before) / len(self.last)
         return min(_MOST, max(1 / _MOST, float(ratio**power)))
+
+    def _is_gone(self, client: str) -> bool:
+        silent = self.folds - self.last[client]
+        return silent > _SILENT * len(self.last) or len(self.last) > MAX_CLIENTS

@@ -57,6 +57,18 @@ def test_clients_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch
     assert 1.0 == heard.weigh("c", 1.0)
 
 
+def test_clients_that_went_for_ever_are_not_counted_for_ever() -> None:
+    """Of a hundred that were heard once, and two that go on taking turns, two are left; one that returns is new."""
+    heard = Heard()
+    for number in range(100):
+        heard.weigh(f"gone {number}", 1.0)
+    weights = [heard.weigh(client, 1.0) for client in "ab" * 1000]
+
+    assert (0.25, 1.0) == (weights[10], weights[-1])
+    assert ["a", "b"] == list(heard.last)
+    assert 1.0 == heard.weigh("gone 7", 1.0)
+
+
 def test_the_weights_are_those_of_the_mean() -> None:
     """D = Σ r_i s(τ_i) Δ_i / Σ r_i over the buffer: a, whose gap is 1 of two clients, weighs half; b three halves."""
     rule = make_rule(FoldSettings(buffer_size=2, rarity=1.0, staleness="constant"))
