@@ -73,9 +73,10 @@ def read_local_sgd(settings: Mapping[str, Scalar]) -> LocalSgd:
     Raises:
         SettingError: a value is not allowed.
     """
+    learning_rate, momentum = read_step(settings)
     return LocalSgd(
-        learning_rate=_number(settings, "learning_rate", 0.05, -math.inf, "a finite number"),
-        momentum=_number(settings, "momentum", 0.0, 0.0, "a number of at least 0 and below 1", below=1.0),
+        learning_rate=learning_rate,
+        momentum=momentum,
         batch_size=_batch_size(settings),
         proximal=read_proximal(settings),
         logit_adjustment=_number(
@@ -84,8 +85,20 @@ def read_local_sgd(settings: Mapping[str, Scalar]) -> LocalSgd:
     )
 
 
+def read_step(settings: Mapping[str, Scalar]) -> tuple[float, float]:
+    """Learning rate and momentum alone, for trainers that have the rest from elsewhere.
+
+    Raises:
+        SettingError: one of them is not allowed.
+    """
+    return (
+        _number(settings, "learning_rate", 0.05, -math.inf, "a finite number"),
+        _number(settings, "momentum", 0.0, 0.0, "a number of at least 0 and below 1", below=1.0),
+    )
+
+
 def read_proximal(settings: Mapping[str, Scalar]) -> float:
-    """FedProx's μ alone, for trainers that have the rest from elsewhere; 0 when the plan does not say.
+    """FedProx's μ alone, likewise; 0 when the plan does not say.
 
     Raises:
         SettingError: it is not a finite number of at least 0.

@@ -18,7 +18,7 @@ from fedmq.mask import Mask
 from fedmq.plan import Scalar
 from fedmq.types import ParamVector
 
-from .local_sgd import read_local_sgd, read_proximal
+from .local_sgd import read_local_sgd, read_proximal, read_step
 from .localdata import LocalData, load_local_data
 from .trainer import Task, TrainingStoppedError, TrainResult
 
@@ -77,8 +77,7 @@ class PlainSgd:
 
 def sgd(parameters: Iterable[nn.Parameter], settings: Mapping[str, Scalar]) -> Optimizer:
     """SGD with the plan's `learning_rate` and `momentum`."""
-    told = read_local_sgd(settings)
-    return PlainSgd(parameters, told.learning_rate, told.momentum)
+    return PlainSgd(parameters, *read_step(settings))
 
 
 class TorchTrainer:

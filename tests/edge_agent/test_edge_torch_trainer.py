@@ -350,3 +350,12 @@ def test_lenet_says_what_image_is_too_small(tmp_path: Path) -> None:
     """Before anything is read."""
     with pytest.raises(SettingError, match="at least 12 pixels"):
         lenet({"side": 8}, data=str(tmp_path / "none.npz"))
+
+
+def test_settings_of_a_trainer_of_ones_own_are_its_own() -> None:
+    """The default optimiser reads its step and nothing else: what `batch_size` means is the user's matter."""
+    batches = [(torch.ones(2, 3), torch.zeros(2, 1))]
+    made = TorchTrainer(nn.Linear(3, 1), nn.MSELoss(), batches)
+    task = Task(local_epochs=1, settings={"batch_size": "all", "logit_adjustment": "mine"}, seed=0)
+
+    assert 1 == made.train(made.initial(), task, never).local_steps
